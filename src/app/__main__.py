@@ -1,0 +1,67 @@
+"""The command table: ``python -m app COMMAND …``. Imports only what the command needs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+TRAINER = "app.cli:main"
+COMMANDS = {
+    "prepare": (
+        "app.commands.prepare:main",
+        "turn CSV, JSONL, Parquet or a Hugging Face data set into training data, with a report",
+    ),
+    "fit": (TRAINER, "fine-tune: python -m app fit --config configs/mistral.yaml"),
+    "validate": (TRAINER, "loss on the validation split"),
+    "test": (TRAINER, "loss on the test split"),
+    "predict": (TRAINER, "answers for the test split"),
+    "evaluate": (
+        "app.commands.evaluate:main",
+        "is the tuned model better than its base? python -m app evaluate --run runs/mistral",
+    ),
+    "chat": ("app.commands.chat:main", "talk to a run or a base model: python -m app chat --run runs/mistral"),
+}
+"""Command -> (module:function called with the remaining arguments, what the help says)."""
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m app COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "python -m app COMMAND --help lists a command's options and defaults.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status (0 done, 1 a check failed, 2 a fault the message explains)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command in ("-V", "--version"):
+        from app import __version__
+
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"error: there is no command {command!r}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    target = COMMANDS[command][0]
+    module, function = target.split(":")
+    run = getattr(importlib.import_module(module), function)
+    status: int = run([command, *rest] if target == TRAINER else rest)
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,218 @@
+"""The run directory: what `fit` leaves behind and every later stage starts from.
+
+::
+
+    runs/mistral/
+      manifest.json      what was trained, on what, with what: see Manifest
+      config.yaml        the full resolved configuration; `fit --config` takes it again
+      adapter/           the adapter to use (best by validation loss), as plain peft loads it, with its tokenizer
+      checkpoints/       last.ckpt, best.ckpt, step-*.ckpt: adapter, optimizer, schedule, random states, data position
+      logs/              TensorBoard (and W&B) files
+      reports/           what `evaluate` and `export` found
+
+After training every stage takes a run directory and nothing else; which model, family, template and quantisation
+were used is in the manifest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import MachineError, RunError
+
+SCHEMA = 1
+Status = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The frozen base a run was trained on.
+
+    Attributes:
+        id: hub id, or the path of a local folder as the user wrote it.
+        revision: hub commit, None for a local folder.
+        family: a name from ``app.families``.
+        model_type: of the checkpoint's ``config.json``.
+        quantization: "nf4", or "none" for 16-bit weights.
+        double_quant: whether the block scales are quantised again (QLoRA paper, section 3).
+        dtype: of the arithmetic, such as "bfloat16".
+    """
+
+    id: str
+    revision: str | None
+    family: str
+    model_type: str
+    quantization: Literal["nf4", "none"]
+    double_quant: bool
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenEncoding:
+    """One conversation with the ids it must encode to: a later stage that gets others refuses (DESIGN.md, rule 1).
+
+    Attributes:
+        template_hash: SHA-256 of the family's Jinja template.
+        special_ids: token -> id of the stop, pad and BOS tokens.
+        messages: the conversation, as {"role", "content"}.
+        input_ids: of the whole conversation.
+        trained: one flag per id: whether it is trained.
+    """
+
+    template_hash: str
+    special_ids: Mapping[str, int]
+    messages: Sequence[Mapping[str, str]]
+    input_ids: Sequence[int]
+    trained: Sequence[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFingerprint:
+    """Which data a run saw.
+
+    Attributes:
+        source: the option as given (folder, file or hub id).
+        sha256: per split, of the prepared records in order.
+        samples: per split, how many.
+    """
+
+    source: str
+    sha256: Mapping[str, str]
+    samples: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contract between `fit` and all later stages; ``manifest.json``.
+
+    Attributes:
+        status: "running" until `fit` ends.
+        base: the frozen model.
+        golden: the golden encoding.
+        data: the data's fingerprint.
+        max_length: tokens per training row.
+        seed: of everything random.
+        config: the full resolved configuration.
+        versions: package -> version.
+        git_commit: of the application's checkout, or None outside one.
+        created: ISO 8601, UTC.
+        result: what training measured (loss, tokens/s, peak memory …), filled in at the end.
+        app_version, schema: of the writer.
+    """
+
+    status: Status
+    base: BaseModel
+    golden: GoldenEncoding
+    data: DataFingerprint
+    max_length: int
+    seed: int
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    git_commit: str | None
+    created: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    app_version: str
+    schema: int = SCHEMA
+
+
+class RunDirectory:
+    """Paths of a run directory, and its manifest."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest_path = self.path / "manifest.json"
+        self.config_path = self.path / "config.yaml"
+        self.adapter = self.path / "adapter"
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "logs"
+        self.reports = self.path / "reports"
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            MachineError: it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as fault:
+            raise MachineError(
+                f"the run directory {self.path} cannot be written: {fault.strerror}",
+                where="--run",
+                remedy="choose a folder you may write to with --run FOLDER",
+            ) from fault
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        write_atomic(self.manifest_path, json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n")
+
+    def read_manifest(self) -> Manifest:
+        """The run's manifest.
+
+        Raises:
+            RunError: there is none, or it is damaged or of another schema.
+        """
+        if not self.manifest_path.is_file():
+            raise RunError(
+                f"{self.path} is not a run directory: it has no manifest.json",
+                where="--run",
+                remedy="name a folder that `python -m app fit` wrote",
+            )
+        try:
+            value = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            if value["schema"] != SCHEMA:
+                raise RunError(
+                    f"{self.manifest_path} has schema {value['schema']}; this version reads {SCHEMA}",
+                    remedy=f"use the version that wrote it ({value.get('app_version')}) or train again",
+                )
+            parts = {
+                "base": BaseModel(**value["base"]),
+                "golden": GoldenEncoding(**value["golden"]),
+                "data": DataFingerprint(**value["data"]),
+            }
+            return Manifest(**{**value, **parts})
+        except (ValueError, KeyError, TypeError) as fault:
+            raise RunError(
+                f"{self.manifest_path} is damaged: {fault}", remedy="restore it from a copy, or train again"
+            ) from fault
+
+    def require_adapter(self) -> Path:
+        """The adapter folder.
+
+        Raises:
+            RunError: training has not saved one yet.
+        """
+        if not (self.adapter / "adapter_config.json").is_file():
+            raise RunError(
+                f"{self.path} holds no adapter yet",
+                where="--run",
+                remedy="let `fit` reach its first checkpoint or its end",
+            )
+        return self.adapter
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a text file so that it is either the old one or the whole new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 of the text's UTF-8 bytes, in hex."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,0 +1,1 @@
+"""Raw files to trainer batches: ingest -> validate -> split -> render -> tokenize -> pack."""

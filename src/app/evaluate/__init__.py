@@ -1,0 +1,1 @@
+"""Is the tuned model better than its base? One metric per file."""

@@ -1,0 +1,1 @@
+"""The tuned model in the form that others run."""

@@ -1,0 +1,1 @@
+"""The one text-generation engine that chat, evaluate and serve use."""

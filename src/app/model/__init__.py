@@ -1,0 +1,1 @@
+"""The frozen 4-bit base with its adapter, and the LightningModule that trains it."""
