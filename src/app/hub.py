@@ -25,6 +25,8 @@ def checkpoint_faults(checkpoint: str, *, where: str = "model.base") -> Iterator
 
     again = "run the same command again: finished files are kept and the download goes on where it stopped"
     try:
+        if not is_local(checkpoint):
+            _require_hub_or_cache(checkpoint)
         yield
     except GatedRepoError as fault:
         raise ModelError(
@@ -46,7 +48,7 @@ def checkpoint_faults(checkpoint: str, *, where: str = "model.base") -> Iterator
             where=where,
             remedy="delete the damaged file (or the model's folder in the hub cache) and run the command again",
         ) from fault
-    except (ConnectionError, TimeoutError, OSError) as fault:
+    except (OSError, ValueError) as fault:
         if is_local(checkpoint):
             raise ModelError(
                 f"{checkpoint} cannot be loaded: {_first_line(fault)}",
@@ -58,6 +60,18 @@ def checkpoint_faults(checkpoint: str, *, where: str = "model.base") -> Iterator
             where=where,
             remedy=f"check the connection (HF_ENDPOINT, HF_HUB_OFFLINE), or give a local folder; then {again}",
         ) from fault
+
+
+def _require_hub_or_cache(checkpoint: str) -> None:
+    """Finds out in seconds that the hub is out of reach: its own client retries for 47 s first (hub 2.4, 2026-11)."""
+    from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(checkpoint, "config.json"), str) or is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as fault:  # which HTTP library raises what depends on the hub client's version
+        raise ConnectionError(str(fault)) from fault
 
 
 def _first_line(fault: BaseException) -> str:

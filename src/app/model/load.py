@@ -1,0 +1,190 @@
+"""The frozen base: which device, which arithmetic, and the weights in 4-bit NF4."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from app.errors import ConfigError, MachineError, ModelError
+from app.families import Family, check_model_type
+from app.hub import checkpoint_faults
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Quantization = Literal["nf4", "none"]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Attention = Literal["auto", "sdpa", "eager"]
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device asked for; "auto" is the GPU where there is one.
+
+    Raises:
+        MachineError: "cuda" was asked for, and torch sees no usable GPU.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        built = torch.version.cuda or "none: this is a CPU build"
+        raise MachineError(
+            f"CUDA was asked for, but torch {torch.__version__} sees no NVIDIA GPU (its CUDA build: {built})",
+            where="--device",
+            remedy="check `nvidia-smi`; install the CUDA build of the pinned torch; or use the CPU",
+        )
+    return torch.device("cuda", 0) if available and device != "cpu" else torch.device("cpu")
+
+
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The arithmetic of the frozen weights; "auto" is bfloat16 wherever the processor computes in it.
+
+    On CPUs without bfloat16 instructions it is emulated, slower than float32; with them SmolLM2 trained 1.6 times
+    as fast as in float32 (2 cores with AVX512-BF16, 152 against 97 tokens per CPU-second, 2026-11). GPUs before
+    Ampere have no bfloat16 either and get float16.
+    """
+    if dtype != "auto":
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def read_config(base: str, family: Family, *, revision: str | None = None) -> "PretrainedConfig":
+    """The checkpoint's configuration, before any weight is fetched.
+
+    Raises:
+        ModelError: it cannot be had, or belongs to another family.
+    """
+    from transformers import AutoConfig
+
+    with checkpoint_faults(base):
+        config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    check_model_type(family, config.model_type, checkpoint=base)
+    return config
+
+
+def require_bitsandbytes(device: torch.device) -> None:
+    """Refuses early where bitsandbytes cannot work.
+
+    Raises:
+        MachineError: it is not installed, or its library for this device does not load.
+    """
+    # On CPUs its import warns that an optional package of faster kernels is missing: nothing the user must mend.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError as fault:
+        raise MachineError(
+            f"bitsandbytes cannot be imported: {fault}",
+            remedy="pip install -r requirements.txt; where no wheel exists for this machine, train with "
+            "--model.quantization none",
+        ) from fault
+    library = bitsandbytes.cextension.lib
+    if device.type == "cuda" and not getattr(library, "compiled_with_cuda", False):
+        raise MachineError(
+            f"bitsandbytes {bitsandbytes.__version__} has no library for CUDA {torch.version.cuda} on this machine",
+            remedy="run `python -m bitsandbytes` to see what it looked for, and install the pinned torch and "
+            "bitsandbytes together",
+        )
+
+
+def load_base(
+    base: str,
+    family: Family,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    quantization: Quantization = "nf4",
+    double_quant: bool = True,
+    attention: Attention = "auto",
+    trainable: bool = False,
+) -> "PreTrainedModel":
+    """The base model on its device, frozen, every linear layer but the head in NF4 (QLoRA, arXiv 2305.14314).
+
+    Args:
+        base: hub id or local folder with 16-bit weights.
+        family: what the checkpoint must be.
+        device: where it goes, straight from disk.
+        dtype: of the arithmetic and of what is not quantised (embeddings, norms, head).
+        revision: hub commit or tag.
+        quantization: "nf4", or "none" for 16-bit weights.
+        double_quant: quantise the block scales too (0.37 bit per weight less, section 3 of the paper).
+        attention: "auto" is SDPA on a GPU and eager on a CPU, where it was faster at short rows (2026-11).
+        trainable: whether gradients will flow through it; turns off what trains wrongly (see below).
+
+    Raises:
+        ModelError: the checkpoint cannot be had, is damaged, or is of another family.
+        MachineError: bitsandbytes does not work here.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    config = read_config(base, family, revision=revision)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{base} is already quantised; QLoRA quantises 16-bit weights itself",
+            where="model.base",
+            remedy="name the 16-bit checkpoint it was made from",
+        )
+    kwargs: dict[str, Any] = {}
+    if quantization == "nf4":
+        require_bitsandbytes(device)
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if attention == "auto":
+        attention = "sdpa" if device.type == "cuda" else "eager"
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    with checkpoint_faults(base):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **kwargs,
+        )
+    model.requires_grad_(False)
+    if trainable:
+        forbid_cpu_repacking(model)
+    return model
+
+
+def forbid_cpu_repacking(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights for CPU inference, which breaks training without an error.
+
+    On CPUs with AVX512-BF16, ``Linear4bit`` repacks its weights at the first forward in eval mode (Lightning's sanity
+    check is one) and then uses a product without autograd: the gradient's cosine to the true one was 0.019
+    (bitsandbytes 0.50.2, 2026-11).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def require_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Refuses a number out of range.
+
+    Raises:
+        ConfigError: naming the option, the value and the range.
+    """
+    if (value > low if open_low else value >= low) and value <= high:
+        return
+    bracket = "(" if open_low else "["
+    raise ConfigError(
+        f"{name} is {value}, out of range", where=name, remedy=f"choose a value in {bracket}{low:g}, {high:g}]"
+    )
