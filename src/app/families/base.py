@@ -21,6 +21,7 @@ class ChatFormat:
         answer_open: opens the answer; the prompt ends with it and generation goes on from there.
         answer: the trained text, with the end-of-turn token.
         answer_close: what stands between an answer and the next turn.
+        tokens: every special token written in the strings above; the tokenizer must have each as one id.
     """
 
     bos: str
@@ -30,6 +31,7 @@ class ChatFormat:
     answer_open: str
     answer: str
     answer_close: str = ""
+    tokens: tuple[str, ...]
 
     def jinja(self) -> str:
         """The same format as a Jinja chat template (for tokenizers, GGUF files and servers)."""
@@ -106,6 +108,7 @@ class Family:
         title: what people call it.
         base_models: hub ids it was written for; the first is the default of the family's config.
         licence: of the first base model's weights, as its hub page states it.
+        parameters: of the first base model, as published; ``config`` must give the same number.
         model_types: values of ``config.json``'s ``model_type`` that belong to it.
         chat: the chat format; ``sources`` says where it was taken from.
         lora_targets: names of all linear layers of a decoder block, as the model class names them.
@@ -120,6 +123,7 @@ class Family:
     title: str
     base_models: tuple[str, ...]
     licence: str
+    parameters: int
     model_types: tuple[str, ...]
     chat: ChatFormat
     lora_targets: tuple[str, ...]

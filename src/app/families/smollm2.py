@@ -11,6 +11,7 @@ FAMILY = Family(
         "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     ),
     licence="apache-2.0",
+    parameters=134_515_008,
     model_types=("llama",),
     chat=ChatFormat(
         bos="",
@@ -20,6 +21,7 @@ FAMILY = Family(
         answer_open="<|im_start|>assistant\n",
         answer="{content}<|im_end|>",
         answer_close="\n",
+        tokens=("<|im_start|>", "<|im_end|>"),
     ),
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
