@@ -1,5 +1,6 @@
 """One thin file per command that is not LightningCLI's. Each has ``main(argv) -> exit status``."""
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from app.errors import AppError
 def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str) -> int:
     """Calls ``function`` with options parsed from its own signature and docstring.
 
-    Every parameter is an option, types and defaults are the signature's and help texts the docstring's. A fault of the
+    Every parameter is an option, types and defaults are the signature's and help texts the docstring's; a truth value
+    is set by its bare name (``--check``), and a required ``list[str]`` takes all positional arguments. A fault of the
     user's becomes one message on stderr and status 2.
 
     Args:
@@ -18,11 +20,31 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
         argv: the arguments after the command's name.
         name: of the command, for the help text.
     """
-    from jsonargparse import auto_cli
+    from docstring_parser import parse
+    from jsonargparse import ArgumentParser
 
+    documentation = parse(function.__doc__ or "")
+    parameters = inspect.signature(function).parameters.values()
+    # jsonargparse reads a list from one argument, as JSON; on a command line people write several.
+    many = [p.name for p in parameters if p.annotation == list[str] and p.default is p.empty]
+    flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
+    parser = ArgumentParser(prog=f"python -m app {name}", description=documentation.short_description)
+    for parameter in many:
+        text = next((p.description for p in documentation.params if p.arg_name == parameter), None)
+        parser.add_argument(parameter, nargs="+", help=text)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(many))
     try:
-        parsed: Any = auto_cli(function, args=list(argv), as_positional=True, prog=f"python -m app {name}")
-        return int(parsed)
+        parsed: dict[str, Any] = parser.parse_args(_explicit(argv, flags)).as_dict()
+        return int(function(**parsed))
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+
+
+def _explicit(argv: Sequence[str], flags: set[str]) -> list[str]:
+    """The arguments with ``=true`` behind every flag that no value follows."""
+    following = [*argv[1:], ""]
+    return [
+        f"{argument}=true" if argument in flags and after not in ("true", "false") else argument
+        for argument, after in zip(argv, following, strict=True)
+    ]
