@@ -45,32 +45,29 @@ class ChatFormat:
                 part for part in (quote(before) if before else "", content, quote(after) if after else "") if part
             )
 
-        text = "message['content'] | trim"
+        text = "(message['content'] | trim)"
         parts = ["{{ " + quote(self.bos) + " }}"] if self.bos else []
+        if self.system is None:
+            parts.append("{% set ns = namespace(system='') %}")
+            system, user = "{% set ns.system = " + text + " + '\\n\\n' %}", "ns.system + " + text
+        else:
+            system, user = "{{ " + turn(self.system, text) + " }}", text
         if self.system is not None and self.default_system is not None:
             default = quote(self.system.format(content=self.default_system))
             parts.append("{% if messages[0]['role'] != 'system' %}{{ " + default + " }}{% endif %}")
-        if self.system is None:
-            parts.append(
-                "{% set ns = namespace(system='') %}"
-                "{% if messages[0]['role'] == 'system' %}"
-                "{% set ns.system = (messages[0]['content'] | trim) + '\\n\\n' %}{% endif %}"
-            )
         parts.append("{% for message in messages %}{% if message['role'] == 'system' %}")
-        if self.system is not None:
-            parts.append("{{ " + turn(self.system, f"({text})") + " }}")
-        user = f"({text})" if self.system is not None else f"ns.system + ({text})"
+        parts.append("{% if " + text + " %}" + system + "{% endif %}")
         parts.append("{% elif message['role'] == 'user' %}{{ " + turn(self.user, user) + " }}")
         if self.system is None:
             parts.append("{% set ns.system = '' %}")
-        answer = turn(self.answer, f"({text})")
-        parts.append(
-            "{% else %}{{ " + quote(self.answer_open) + " }}{% generation %}{{ " + answer + " }}{% endgeneration %}"
-        )
+        opening = "{{ " + quote(self.answer_open) + " }}" if self.answer_open else ""
+        parts.append("{% else %}" + opening)
+        parts.append("{% generation %}{{ " + turn(self.answer, text) + " }}{% endgeneration %}")
         if self.answer_close:
             parts.append("{{ " + quote(self.answer_close) + " }}")
         parts.append("{% endif %}{% endfor %}")
-        parts.append("{% if add_generation_prompt %}{{ " + quote(self.answer_open) + " }}{% endif %}")
+        if opening:
+            parts.append("{% if add_generation_prompt %}" + opening + "{% endif %}")
         return "".join(parts)
 
 

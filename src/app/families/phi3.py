@@ -45,7 +45,7 @@ FAMILY = Family(
     sources=(
         "chat format: microsoft/Phi-3-mini-4k-instruct tokenizer_config.json; that template also ends a conversation "
         "without a next answer with <|endoftext|>, which is not written here",
-        "no BOS: add_bos_token is false there since July 2024",
+        "no BOS: the template writes none and add_bos_token is false there",
         "stop tokens: its generation_config.json (32007, 32000, 32001)",
         "config: microsoft/Phi-3-mini-4k-instruct config.json",
         "GGUF: llama.cpp convert_hf_to_gguf.py (architecture 'phi3')",
