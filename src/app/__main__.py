@@ -13,7 +13,6 @@ COMMANDS = {
     "fit": (TRAINER, "fine-tune: python -m app fit --config configs/mistral.yaml"),
     "validate": (TRAINER, "loss on the validation split"),
     "test": (TRAINER, "loss on the test split"),
-    "predict": (TRAINER, "answers for the test split"),
     "evaluate": (
         "app.commands.evaluate:main",
         "is the tuned model better than its base? python -m app evaluate --run runs/mistral",

@@ -6,7 +6,8 @@
       manifest.json      what was trained, on what, with what: see Manifest
       config.yaml        the full resolved configuration; `fit --config` takes it again
       adapter/           the adapter to use (best by validation loss), as plain peft loads it, with its tokenizer
-      checkpoints/       last.ckpt, best.ckpt, step-*.ckpt: adapter, optimizer, schedule, random states, data position
+      adapter-last/      the adapter of the last step saved
+      checkpoints/       best.ckpt, step-*.ckpt: adapter, optimizer, schedule, random states, data position
       logs/              TensorBoard (and W&B) files
       reports/           what `evaluate` and `export` found
 
@@ -129,6 +130,7 @@ class RunDirectory:
         self.manifest_path = self.path / "manifest.json"
         self.config_path = self.path / "config.yaml"
         self.adapter = self.path / "adapter"
+        self.adapter_last = self.path / "adapter-last"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.reports = self.path / "reports"

@@ -1,0 +1,43 @@
+"""Memory during training: what is allocated, what is reserved, and what the driver says."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from app.model.memory import MemoryReading, read_memory
+
+
+class MemoryMonitor(Callback):
+    """Logs ``memory/*_gib`` at every optimizer step and keeps the peaks.
+
+    ``memory/process_gib`` is the driver's figure for the process, the one that must fit the card: torch's own leave
+    out the CUDA context. On a CPU all are the resident set. 1 GiB = 2**30 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.peak = MemoryReading(allocated=0, reserved=0, process=0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = read_memory(pl_module.device)
+        allocated = now.allocated
+        if pl_module.device.type == "cuda":
+            allocated = torch.cuda.max_memory_allocated(pl_module.device)
+        self.peak = MemoryReading(
+            allocated=max(self.peak.allocated, allocated),
+            reserved=max(self.peak.reserved, now.reserved),
+            process=max(self.peak.process, now.process),
+        )
+        gib = {
+            "memory/allocated_gib": now.allocated / 2**30,
+            "memory/reserved_gib": now.reserved / 2**30,
+            "memory/process_gib": now.process / 2**30,
+            "memory/process_peak_gib": self.peak.process / 2**30,
+        }
+        pl_module.log_dict(gib)

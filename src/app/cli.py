@@ -1,0 +1,190 @@
+"""The trainer's commands: fit, validate and test, by LightningCLI."""
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from app.artifact import RunDirectory
+from app.callbacks.checkpoints import Checkpoints, find_checkpoint
+from app.callbacks.final_validation import FinalValidation
+from app.callbacks.first_batch import FirstBatchCheck
+from app.callbacks.memory import MemoryMonitor
+from app.callbacks.progress import TrainingProgress
+from app.callbacks.random_state import RandomState
+from app.callbacks.record import RunRecorder
+from app.callbacks.throughput import Throughput
+from app.data.module import SFTDataModule
+from app.errors import AppError, RunError
+from app.model.load import pick_device
+from app.model.module import QLoRAModule
+
+DEFAULTS = {
+    "max_epochs": 3,
+    "devices": 1,
+    "accumulate_grad_batches": 16,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 1,
+    # The data module's sampler is the whole order; Lightning must not wrap it.
+    "use_distributed_sampler": False,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Adds to an error about an unknown key which key was probably meant."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        super().error(message + suggestion(message, self), *args, **kwargs)
+
+
+def suggestion(message: str, parser: LightningArgumentParser) -> str:
+    """ " Did you mean …?" for a message that quotes an unknown key, else nothing."""
+    quoted = re.findall(r"[\"'`]?(?:--)?([A-Za-z_][\w.]+)[\"'`]?", message)
+    known = [action.dest for action in parser._actions if action.dest]
+    for key in quoted:
+        close = [match for match in difflib.get_close_matches(key, known, n=1, cutoff=0.75) if match != key]
+        if close and key not in known:
+            return f"\n  Did you mean {close[0]!r} instead of {key!r}?"
+    return ""
+
+
+class AppCLI(LightningCLI):
+    """Options shared by model and data are named once; the default callbacks have YAML sections of their own."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: {"model", "dataloaders", "datamodule"} for name in ("fit", "validate", "test")} | {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run", type=str, default="runs/run", help="Run directory: everything fit writes goes here."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Start afresh in a run directory that is in use."
+        )
+        parser.add_argument(
+            "--wandb",
+            type=Literal["off", "offline", "online"],
+            default="off",
+            help="Log to Weights & Biases too; offline needs no account, `wandb sync` sends it later.",
+        )
+        parser.add_argument(
+            "--validate_every",
+            type=int,
+            default=50,
+            help="Optimizer steps between validations; the end of training is always validated.",
+        )
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 3})
+        parser.link_arguments("model.base", "data.base")
+        parser.link_arguments("model.family", "data.family")
+        parser.link_arguments("model.revision", "data.revision")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would silently replace options by those a checkpoint holds; a run's options are in its config."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[self.subcommand]
+        if config.trainer.accelerator in ("gpu", "cuda"):
+            pick_device("cuda")
+        run = RunDirectory(config.run)
+        if self.subcommand == "fit":
+            run.create()
+            self._refuse_to_mix_runs(run)
+        if config.ckpt_path is not None:
+            self.config_init[self.subcommand].ckpt_path = str(find_checkpoint(run, config.ckpt_path))
+        # `validate_every` counts optimizer steps; Lightning counts micro-batches.
+        kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
+        kwargs["check_val_every_n_epoch"] = None
+        kwargs["default_root_dir"] = str(run.path)
+        kwargs["enable_checkpointing"] = self.subcommand == "fit"
+        if self.subcommand == "fit":
+            kwargs["logger"] = self._loggers(run, config.wandb)
+        else:
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _refuse_to_mix_runs(self, run: RunDirectory) -> None:
+        config = self.config["fit"]
+        if config.ckpt_path is None and not config.overwrite and list(run.checkpoints.glob("*.ckpt")):
+            raise RunError(
+                f"{run.path} holds the checkpoints of another run",
+                where="--run",
+                remedy="go on with it by --ckpt_path last, choose another --run, or start afresh with --overwrite true",
+            )
+
+    @staticmethod
+    def _loggers(run: RunDirectory, wandb: str) -> list[Logger]:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        loggers: list[Logger] = [TensorBoardLogger(run.logs, name="", version="tensorboard")]
+        if wandb != "off":
+            loggers.append(
+                WandbLogger(name=run.path.name, save_dir=run.logs, project="app", offline=wandb == "offline")
+            )
+        return loggers
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Checkpoints are read with ``weights_only``: nothing is unpickled."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def default_callbacks() -> list[Callback]:
+    """What every run has; early stopping and checkpoints, which have options, are added by AppCLI."""
+    return [
+        FirstBatchCheck(),
+        Throughput(),
+        MemoryMonitor(),
+        LearningRateMonitor(logging_interval="step"),
+        FinalValidation(),
+        RandomState(),
+        TrainingProgress(),
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``fit``, ``validate`` or ``test``; returns the exit status."""
+    quieten()
+    try:
+        AppCLI(
+            QLoRAModule,
+            SFTDataModule,
+            args=list(argv),
+            save_config_callback=RunRecorder,
+            seed_everything_default=42,
+            trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
+            parser_kwargs={"prog": "python -m app"},
+            parser_class=Parser,
+        )
+    except AppError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    return 0
+
+
+def quieten() -> None:
+    """Silences what Lightning and its friends say that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*found \\d+ module\\(s\\) in eval mode.*", category=UserWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡", "GPU available", "TPU available", "HPU available", "Seed set"))

@@ -1,0 +1,65 @@
+"""Cross entropy through a frozen output head, without ever holding the logits of all positions.
+
+The logits of one 2048-token row over Llama-3's 128,256 words are 1.05 GB in float32, and a plain loss holds them
+several times. Here a chunk of rows at a time is multiplied, reduced to its loss and, in the same pass, to the
+gradient of the hidden states; what lives on is one gradient of the hidden states' own size. The idea is that of
+Liger's fused linear cross entropy (arXiv 2410.10989); this one needs no gradient of the frozen head, returns the
+sum (so that the caller divides by the trained tokens of a whole accumulation window) and never waits for the GPU.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**25
+"""Logits held at a time: 128 MiB in float32."""
+
+
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same by the definition: sum over rows of -log softmax(hidden @ weight.T)[target], in float32."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_elements: int) -> Tensor:
+        rows = max(1, chunk_elements // weight.shape[0])
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # [N, D]
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            target = targets[part, None]  # [n, 1]
+            logits = F.linear(hidden[part], weight).float()  # [n, V]
+            normaliser = logits.logsumexp(dim=-1, keepdim=True)  # [n, 1]
+            total += (normaliser - logits.gather(-1, target)).sum()
+            if gradient is not None:
+                probabilities = logits.sub_(normaliser).exp_()  # [n, V], in place: the logits are not needed again
+                probabilities.scatter_add_(-1, target, torch.full_like(target, -1, dtype=torch.float32))
+                gradient[part] = probabilities.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS
+) -> Tensor:
+    """Summed cross entropy of ``hidden @ weight.T`` against ``targets``; differentiable in ``hidden`` only.
+
+    Args:
+        hidden: [N, D], the hidden states at the positions whose next token is trained.
+        weight: [V, D], the frozen output head.
+        targets: [N] int64, the tokens that follow.
+        chunk_elements: how many logits are held at a time.
+
+    Returns:
+        A float32 scalar, in nats; 0 for N = 0.
+    """
+    assert not weight.requires_grad, "the head is frozen in QLoRA; its gradient is not computed here"
+    return cast(Tensor, _LinearCrossEntropy.apply(hidden, weight, targets, chunk_elements))  # type: ignore[no-untyped-call]

@@ -1,0 +1,245 @@
+"""QLoRAModule: the LightningModule around the frozen 4-bit base and its LoRA adapter."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from app.artifact import BaseModel
+from app.families import get_family
+from app.kernels.linear_cross_entropy import linear_cross_entropy
+from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, require_range
+from app.model.lora import attach_lora
+from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Batch(TypedDict):
+    """Rows of equal length, padded at the end.
+
+    Attributes:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] int64, 0 where padded.
+        trained: [B, T] bool, True where the token itself is one to learn.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    trained: Tensor
+
+
+def summed_loss(model: "PeftModel", batch: Batch) -> tuple[Tensor, Tensor]:
+    """The negative log likelihood of a batch's trained tokens, in nats, and how many they are.
+
+    The head is applied at positions whose next token is trained and nowhere else.
+
+    Returns:
+        The sum (float32 scalar, differentiable) and the count (int64 scalar).
+    """
+    causal_lm = model.get_base_model()
+    states = causal_lm.get_decoder()(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state  # [B, T, D]
+    next_trained = batch["trained"][:, 1:]  # [B, T-1]
+    hidden = states[:, :-1][next_trained]  # [N, D]
+    targets = batch["input_ids"][:, 1:][next_trained]  # [N]
+    return linear_cross_entropy(hidden, causal_lm.get_output_embeddings().weight, targets), next_trained.sum()
+
+
+class QLoRAModule(LightningModule):
+    """Trains LoRA adapters on a base that stays frozen in 4-bit NF4.
+
+    The loss is per trained token over the whole accumulation window: micro-batches add up sums, and the gradient is
+    divided by the window's count of trained tokens just before it is clipped and applied.
+
+    Args:
+        base: the base model: hub id (organisation/name) or local folder with 16-bit safetensors.
+        family: mistral, llama3, gemma, phi3 or smollm2; checked against the checkpoint.
+        revision: hub commit, tag or branch; pin a commit to be reproducible.
+        quantization: nf4 (4-bit), or none for 16-bit LoRA.
+        double_quant: quantise NF4's block scales too; saves about 0.4 bit per weight.
+        dtype: of the arithmetic; auto is bfloat16 where the processor has it.
+        attention: auto is SDPA on a GPU, eager on a CPU.
+        rank: LoRA's rank.
+        alpha: LoRA's scale; the update is multiplied by alpha / rank.
+        dropout: of LoRA's input; 0 is fastest.
+        targets: layers that get an adapter, or [all] for every linear layer of the decoder.
+        rslora: scale by alpha / sqrt(rank) instead.
+        dora: train magnitude and direction apart.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+        warmup: steps of linear warm-up, as a share of all steps.
+        schedule: cosine, linear or constant after the warm-up.
+        optimizer: paged_adamw_8bit and adamw_8bit need CUDA; elsewhere adamw takes their place.
+        gradient_checkpointing: recompute each decoder layer in the backward pass: slower, far less memory.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        family: str,
+        revision: str | None = None,
+        quantization: Quantization = "nf4",
+        double_quant: bool = True,
+        dtype: Dtype = "auto",
+        attention: Attention = "auto",
+        rank: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: Sequence[str] = ("all",),
+        rslora: bool = False,
+        dora: bool = False,
+        lr: float = 2e-4,
+        weight_decay: float = 0.0,
+        warmup: float = 0.03,
+        schedule: Schedule = "cosine",
+        optimizer: OptimizerName = "paged_adamw_8bit",
+        gradient_checkpointing: bool = True,
+    ) -> None:
+        super().__init__()
+        require_range("model.rank", rank, 1, 1024)
+        require_range("model.alpha", alpha, 0, 1e6, open_low=True)
+        require_range("model.dropout", dropout, 0, 0.99)
+        require_range("model.lr", lr, 0, 1, open_low=True)
+        require_range("model.weight_decay", weight_decay, 0, 1)
+        require_range("model.warmup", warmup, 0, 1)
+        self.base, self.family, self.revision = base, get_family(family), revision
+        self.quantization, self.double_quant, self.dtype_name, self.attention = (
+            quantization,
+            double_quant,
+            dtype,
+            attention,
+        )
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, list(targets)
+        self.rslora, self.dora = rslora, dora
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.optimizer, self.gradient_checkpointing = optimizer, gradient_checkpointing
+        self.strict_loading = False  # checkpoints hold the adapter, never the base
+        self.model: PeftModel | None = None
+        self.mean_loss = MeanMetric()
+        self._window_tokens: Tensor | int = 0
+        self._window_loss: Tensor | float = 0.0
+
+    def configure_model(self) -> None:
+        """Loads base and adapter onto the trainer's device (Lightning calls it once, before the first batch)."""
+        if self.model is not None:
+            return
+        device = self.trainer.strategy.root_device
+        base = load_base(
+            self.base,
+            self.family,
+            device=device,
+            dtype=pick_dtype(self.dtype_name, device),
+            revision=self.revision,
+            quantization=self.quantization,
+            double_quant=self.double_quant,
+            attention=self.attention,
+            trainable=True,
+        )
+        self.model = attach_lora(
+            base,
+            self.family,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            rslora=self.rslora,
+            dora=self.dora,
+        )
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
+            )
+        # from_pretrained leaves eval mode, in which gradient checkpointing is silently off.
+        self.model.train()
+
+    @property
+    def peft_model(self) -> "PeftModel":
+        """The adapted model, once it is loaded."""
+        assert self.model is not None, "configure_model has not run yet"
+        return self.model
+
+    def describe_base(self) -> BaseModel:
+        """What the manifest says of the base."""
+        config = self.peft_model.get_base_model().config
+        return BaseModel(
+            id=self.base if not Path(self.base).is_dir() else str(Path(self.base)),
+            revision=getattr(config, "_commit_hash", None) or self.revision,
+            family=self.family.name,
+            model_type=config.model_type,
+            quantization=self.quantization,
+            double_quant=self.double_quant,
+            dtype=str(self.peft_model.get_base_model().dtype).removeprefix("torch."),
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, tokens = summed_loss(self.peft_model, batch)
+        self._window_tokens = self._window_tokens + tokens
+        self._window_loss = self._window_loss + loss.detach()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the window's gradient sum into the gradient of its mean loss per trained token.
+
+        Lightning has divided every micro-batch's loss by ``accumulate_grad_batches`` (and DDP has averaged over
+        ranks): both are undone here. It runs before clipping.
+        """
+        tokens = self.trainer.strategy.reduce(torch.as_tensor(self._window_tokens), reduce_op="sum")
+        loss = self.trainer.strategy.reduce(torch.as_tensor(self._window_loss), reduce_op="sum")
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        self.log("train/loss", loss / tokens, prog_bar=True)
+        self._window_tokens, self._window_loss = 0, 0.0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> None:
+        loss, tokens = summed_loss(self.peft_model, batch)
+        if tokens > 0:
+            self.mean_loss.update(loss / tokens, weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        """Loss in nats per trained token, and its exponential: perplexity as torchmetrics defines it."""
+        loss = self.mean_loss.compute()
+        self.log(f"{split}/loss", loss, prog_bar=True)
+        self.log(f"{split}/perplexity", torch.exp(loss))
+        self.mean_loss.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        total = int(self.trainer.estimated_stepping_batches)
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = build_optimizer(
+            self.optimizer,
+            parameters,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            device=self.trainer.strategy.root_device,
+        )
+        factor = schedule_factor(self.schedule, warmup_steps=math.ceil(self.warmup * total), total_steps=total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
+        """The trainable parameters alone: a checkpoint is megabytes and never holds the base."""
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
