@@ -1,0 +1,128 @@
+"""Causal attention over packed documents with torch's own flash attention, as two explicit calls.
+
+Forward and backward are called by hand instead of through autograd, so that the memory policy decides what is kept
+between them. Tokens of all documents stand in one row; ``documents`` says where each begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """How a fused projection [T, (queries + 2 * keys) * head_dim] splits into q, k and v.
+
+    Attributes:
+        queries, keys: numbers of heads; each key head serves queries / keys query heads.
+        head_dim: width of a head.
+        window: tokens that a query sees, itself included; None: all before it.
+    """
+
+    queries: int
+    keys: int
+    head_dim: int
+    window: int | None = None
+
+    def split(self, fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views [T, heads, head_dim] of q, k and v."""
+        heads = fused.unflatten(1, (-1, self.head_dim))
+        q, k, v = heads.split((self.queries, self.keys, self.keys), dim=1)
+        return q, k, v
+
+    @property
+    def _window(self) -> tuple[int, int]:
+        return (-1, -1) if self.window is None else (self.window - 1, 0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Documents:
+    """Where the packed documents begin: ``starts`` int32 [documents + 1] ends with T; ``longest`` bounds their length.
+
+    A fixed number of documents is kept for CUDA graphs by repeating T at the end: such documents are empty.
+    """
+
+    starts: torch.Tensor
+    longest: int
+
+
+def attention(fused: torch.Tensor, heads: Heads, documents: Documents) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention output [T, queries * head_dim] and the log-sum-exp that the backward pass needs."""
+    q, k, v = heads.split(fused)
+    if not fused.is_cuda:
+        return _reference(q, k, v, heads, documents).flatten(1), fused.new_empty(0)
+    left, right = heads._window
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        documents.starts,
+        documents.starts,
+        documents.longest,
+        documents.longest,
+        0.0,
+        True,
+        False,
+        window_size_left=left,
+        window_size_right=right,
+    )
+    return out.flatten(1), lse
+
+
+def attention_backward(
+    grad: torch.Tensor,
+    fused: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    heads: Heads,
+    documents: Documents,
+) -> torch.Tensor:
+    """Gradient of the fused projection [T, (queries + 2 * keys) * head_dim]."""
+    q, k, v = heads.split(fused)
+    grad = grad.unflatten(1, (-1, heads.head_dim))
+    if not fused.is_cuda:
+        with torch.enable_grad():
+            leaf = fused.detach().requires_grad_()
+            result = _reference(*heads.split(leaf), heads, documents)
+        (leaf_grad,) = torch.autograd.grad(result, leaf, grad)
+        return leaf_grad
+    left, right = heads._window
+    # Dropout is 0, so the random state that the forward pass returned is never read.
+    state = torch.empty(2, dtype=torch.uint64, device=fused.device)
+    grads = torch.ops.aten._flash_attention_backward(
+        grad,
+        q,
+        k,
+        v,
+        out.unflatten(1, (-1, heads.head_dim)),
+        lse,
+        documents.starts,
+        documents.starts,
+        documents.longest,
+        documents.longest,
+        0.0,
+        True,
+        state,
+        torch.empty(0, dtype=torch.uint64, device=fused.device),
+        window_size_left=left,
+        window_size_right=right,
+    )
+    return torch.cat([part.flatten(1) for part in grads], dim=1)
+
+
+def _reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads, documents: Documents
+) -> torch.Tensor:
+    """In plain PyTorch, with a mask: [T, queries, head_dim]."""
+    position = torch.arange(q.shape[0], device=q.device)
+    document = torch.bucketize(position, documents.starts, right=True)
+    distance = position[:, None] - position[None, :]
+    mask = (document[:, None] == document[None, :]) & (distance >= 0)
+    if heads.window is not None:
+        mask &= distance < heads.window
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    return out[0].transpose(0, 1)

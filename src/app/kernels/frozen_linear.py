@@ -1,0 +1,170 @@
+"""Frozen NF4 linear layers that share an input, with their LoRA adapters: forward and backward by hand.
+
+The frozen weight needs no gradient, so the backward pass reads the weight, the gradient and, for the adapters alone,
+the input and its rank-r projection. Query, key and value (or gate and up) are decoded into one matrix and multiplied
+at once; their adapters are stacked: A as rows, B as blocks of a block-diagonal matrix with the scaling folded in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from app.kernels.fp8 import Rows, scaled_product
+from app.kernels.nf4 import FP8, FP8_MAX, NF4Weight, dequantise, dequantise_fp8, dequantise_fp8_transposed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoraPair:
+    """A member's adapter: A [r, K] and B [N, r] (trained parameters) and the scaling of their product."""
+
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+    scaling: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StackedLora:
+    """The adapters of all members in the model's float type: A [R, K], B [N, R] block-diagonal and scaled."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class FrozenLinear:
+    """Members [N_i, K] that take the same input; the outputs stand side by side, N = sum of N_i.
+
+    Args:
+        weights: the members, in the order of their outputs.
+        adapters: each member's adapter, or None.
+        dtype: of activations and gradients.
+        fp8: whether the products with the frozen weights run in FP8.
+    """
+
+    def __init__(
+        self, weights: Sequence[NF4Weight], adapters: Sequence[LoraPair | None], *, dtype: torch.dtype, fp8: bool
+    ) -> None:
+        self.weights, self.adapters, self.dtype, self.fp8 = tuple(weights), tuple(adapters), dtype, fp8
+        self.rows = sum(weight.rows for weight in weights)
+        self.columns = weights[0].columns
+        self.rank = sum(adapter.a.shape[0] for adapter in adapters if adapter)
+        self.parameters = [p for adapter in adapters if adapter for p in (adapter.a, adapter.b)]
+        if fp8:
+            # A block's largest weight is exactly its scale, because NF4 has the codes -1 and 1.
+            largest = torch.stack([weight.block_scales().abs().max() for weight in weights]).max()
+            scale = largest / FP8_MAX
+            self.inverse_scale = scale.reciprocal()
+            self.row_scales = scale.expand(1, self.rows).contiguous()
+            self.column_scales = scale.expand(1, self.columns).contiguous()
+
+    def stack(self) -> StackedLora | None:
+        """The adapters as they are now, for one forward or backward pass."""
+        pairs = [(weight, adapter) for weight, adapter in zip(self.weights, self.adapters, strict=True)]
+        if not self.parameters:
+            return None
+        device = self.weights[0].packed.device
+        a = torch.empty(self.rank, self.columns, dtype=self.dtype, device=device)
+        b = torch.zeros(self.rows, self.rank, dtype=self.dtype, device=device)
+        row = rank = 0
+        for weight, adapter in pairs:
+            if adapter is not None:
+                r = adapter.a.shape[0]
+                a[rank : rank + r].copy_(adapter.a.detach())
+                torch.mul(adapter.b.detach(), adapter.scaling, out=b[row : row + weight.rows, rank : rank + r])
+                rank += r
+            row += weight.rows
+        return StackedLora(a=a, b=b)
+
+    def decode(self) -> torch.Tensor:
+        """The frozen weight [N, K] as the forward product takes it."""
+        out = torch.empty(
+            self.rows, self.columns, dtype=FP8 if self.fp8 else self.dtype, device=self.weights[0].packed.device
+        )
+        row = 0
+        for weight in self.weights:
+            part = out[row : row + weight.rows]
+            dequantise_fp8(weight, self.inverse_scale, part) if self.fp8 else dequantise(weight, part)
+            row += weight.rows
+        return out
+
+    def decode_transposed(self) -> torch.Tensor:
+        """The frozen weight as the input gradient's product takes it: [K, N] in FP8, or [N, K] in the model's type."""
+        if not self.fp8:
+            return self.decode()
+        out = torch.empty(self.columns, self.rows, dtype=FP8, device=self.weights[0].packed.device)
+        row = 0
+        for weight in self.weights:
+            dequantise_fp8_transposed(weight, self.inverse_scale, out[:, row : row + weight.rows])
+            row += weight.rows
+        return out
+
+    def forward(
+        self, x: Rows, weight: torch.Tensor, lora: StackedLora | None, projected: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Outputs [T, N] and the input's projection by A, [T, R].
+
+        Args:
+            x: [T, K].
+            weight: from `decode`.
+            lora: from `stack`.
+            projected: the projection, where an earlier forward pass left it.
+        """
+        out = (
+            scaled_product(x, weight, self.row_scales, self.dtype) if self.fp8 else torch.mm(x.value, weight.t())
+        )
+        if lora is None:
+            return out, None
+        if projected is None:
+            projected = torch.mm(x.value, lora.a.t())
+        return out.addmm_(projected, lora.b.t()), projected
+
+    def backward(
+        self, grad: Rows, weight: torch.Tensor, lora: StackedLora | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradient of the input [T, K] and of its projection by A [T, R]; ``weight`` from `decode_transposed`."""
+        out = (
+            scaled_product(grad, weight, self.column_scales, self.dtype)
+            if self.fp8
+            else torch.mm(grad.value, weight)
+        )
+        if lora is None:
+            return out, None
+        projected_grad = torch.mm(grad.value, lora.b)
+        return out.addmm_(projected_grad, lora.a), projected_grad
+
+    def adapter_grads(
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        projected: torch.Tensor | None,
+        projected_grad: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Gradients of the stacked A [R, K] and B [N, R] in float32, from these rows; None without adapters."""
+        if projected is None or projected_grad is None:
+            return None
+        return _product_float32(projected_grad.t(), x), _product_float32(grad.t(), projected)
+
+    def split_grads(self, stacked: tuple[torch.Tensor, torch.Tensor] | None) -> list[torch.Tensor]:
+        """Gradients in the order of ``parameters``, from those of the stacked adapters."""
+        if stacked is None:
+            return []
+        grads: list[torch.Tensor] = []
+        row = rank = 0
+        for weight, adapter in zip(self.weights, self.adapters, strict=True):
+            if adapter is not None:
+                r = adapter.a.shape[0]
+                grads.append(stacked[0][rank : rank + r].to(adapter.a.dtype))
+                block = stacked[1][row : row + weight.rows, rank : rank + r]
+                grads.append((block * adapter.scaling).to(adapter.b.dtype))
+                rank += r
+            row += weight.rows
+        return grads
+
+
+def _product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in float32: a gradient summed over thousands of tokens is not rounded to 8 bits before Adam sees it."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()

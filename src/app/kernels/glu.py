@@ -1,0 +1,204 @@
+"""The gated activation of a transformer's MLP, silu(gate) * up or gelu(gate) * up, and its gradient.
+
+One pass each way over the fused projection [gate | up]; both also give the FP8 form of what the next product takes.
+Arithmetic is float32 and rounds once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+from app.kernels.fp8 import Rows, quantise_rows_reference
+from app.kernels.nf4 import FP8
+from app.kernels.triton_support import jit, row_block, row_warps, tl, use_triton
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+def glu(gate_up: torch.Tensor, activation: Activation, *, fp8: bool, keep: bool = False) -> tuple[Rows, Rows]:
+    """activation(gate) * up: [T, 2F] -> [T, F].
+
+    Args:
+        gate_up: [T, 2F].
+        activation: of the gate.
+        fp8: also give the result's FP8 form.
+        keep: with ``fp8``, also give gate_up's FP8 form, half as large to keep for the backward pass.
+
+    Returns:
+        The result, and ``gate_up`` as it is to be kept: in FP8 its ``value`` is empty.
+    """
+    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
+    quantised = torch.empty_like(out, dtype=FP8) if fp8 else None
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=out.device) if fp8 else None
+    keep &= fp8
+    kept = Rows(value=gate_up)
+    if keep:
+        kept = Rows(
+            value=gate_up.new_empty(0),
+            fp8=torch.empty_like(gate_up, dtype=FP8),
+            scale=torch.empty(tokens, 1, dtype=torch.float32, device=out.device),
+        )
+    if use_triton(gate_up):
+        _forward_kernel[(tokens,)](
+            gate_up,
+            out,
+            quantised,
+            scale,
+            kept.fp8,
+            kept.scale,
+            width,
+            SILU=activation == "silu",
+            QUANTISE=fp8,
+            KEEP=keep,
+            BLOCK=row_block(width),
+            num_warps=row_warps(width),
+        )
+    else:
+        out.copy_(glu_reference(gate_up.float(), activation))
+        if quantised is not None and scale is not None:
+            quantise_rows_reference(out.float(), quantised, scale)
+        if kept.fp8 is not None and kept.scale is not None:
+            quantise_rows_reference(gate_up.float(), kept.fp8, kept.scale)
+    return Rows(value=out, fp8=quantised, scale=scale), kept
+
+
+def glu_reference(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """In plain PyTorch."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")) * up
+
+
+def glu_backward(grad: torch.Tensor, gate_up: Rows, activation: Activation, *, fp8: bool) -> tuple[torch.Tensor, Rows]:
+    """Recomputes the activation and gives the gradient of [gate | up].
+
+    Args:
+        grad: of the activation [T, F].
+        gate_up: [T, 2F], as stored: in the model's type, or in FP8 with a scale per row and an empty ``value``.
+        activation: as in the forward pass.
+        fp8: also give the gradient's FP8 form.
+
+    Returns:
+        The activation [T, F] and the gradient [T, 2F].
+    """
+    tokens, width = grad.shape
+    stored = gate_up.value if gate_up.fp8 is None else gate_up.fp8
+    out = torch.empty_like(grad)
+    grad_out = torch.empty(tokens, 2 * width, dtype=grad.dtype, device=grad.device)
+    quantised = torch.empty_like(grad_out, dtype=FP8) if fp8 else None
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=grad.device) if fp8 else None
+    if use_triton(grad):
+        _backward_kernel[(tokens,)](
+            grad,
+            stored,
+            gate_up.scale,
+            out,
+            grad_out,
+            quantised,
+            scale,
+            width,
+            SILU=activation == "silu",
+            STORED_FP8=gate_up.fp8 is not None,
+            QUANTISE=fp8,
+            BLOCK=row_block(width),
+            num_warps=row_warps(width),
+        )
+        return out, Rows(value=grad_out, fp8=quantised, scale=scale)
+    values = stored.float() if gate_up.scale is None else stored.float() * gate_up.scale
+    with torch.enable_grad():
+        leaf = values.detach().requires_grad_()
+        result = glu_reference(leaf, activation)
+    (leaf_grad,) = torch.autograd.grad(result, leaf, grad.float())
+    out.copy_(result.detach())
+    grad_out.copy_(leaf_grad)
+    if quantised is not None and scale is not None:
+        quantise_rows_reference(leaf_grad, quantised, scale)
+    return out, Rows(value=grad_out, fp8=quantised, scale=scale)
+
+
+@jit
+def _gate(x, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Activation and its derivative; 0.79788 is sqrt(2 / pi), gelu's tanh form (arXiv 1606.08415)."""
+    if SILU:
+        sigmoid = tl.sigmoid(x)
+        return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    tanh = 2.0 * tl.sigmoid(2.0 * inner) - 1.0
+    slope = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x)
+    return 0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+
+
+@jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    gate_up,
+    out,
+    quantised,
+    scale,
+    kept,
+    kept_scale,
+    width,
+    SILU: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    mask = column < width
+    wide = row * 2 * width + column
+    gate = tl.load(gate_up + wide, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + wide + width, mask=mask, other=0.0).to(tl.float32)
+    if KEEP:
+        largest = tl.maximum(tl.max(tl.abs(gate), axis=0), tl.max(tl.abs(up), axis=0))
+        wide_scale = tl.maximum(largest, 1e-30) / 448.0
+        tl.store(kept_scale + row, wide_scale)
+        tl.store(kept + wide, (gate / wide_scale).to(kept.dtype.element_ty), mask=mask)
+        tl.store(kept + wide + width, (up / wide_scale).to(kept.dtype.element_ty), mask=mask)
+    value, _ = _gate(gate, SILU)
+    value = value * up
+    tl.store(out + row * width + column, value, mask=mask)
+    if QUANTISE:
+        row_scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-30) / 448.0
+        tl.store(scale + row, row_scale)
+        tl.store(quantised + row * width + column, (value / row_scale).to(quantised.dtype.element_ty), mask=mask)
+
+
+@jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    gate_up,
+    gate_up_scale,
+    out,
+    grad_out,
+    quantised,
+    scale,
+    width,
+    SILU: tl.constexpr,
+    STORED_FP8: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    mask = column < width
+    wide = row * 2 * width + column
+    gate = tl.load(gate_up + wide, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + wide + width, mask=mask, other=0.0).to(tl.float32)
+    if STORED_FP8:
+        stored_scale = tl.load(gate_up_scale + row)
+        gate, up = gate * stored_scale, up * stored_scale
+    value, derivative = _gate(gate, SILU)
+    g = tl.load(grad + row * width + column, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * width + column, value * up, mask=mask)
+    gate_grad, up_grad = g * up * derivative, g * value
+    tl.store(grad_out + wide, gate_grad, mask=mask)
+    tl.store(grad_out + wide + width, up_grad, mask=mask)
+    if QUANTISE:
+        largest = tl.maximum(tl.max(tl.abs(gate_grad), axis=0), tl.max(tl.abs(up_grad), axis=0))
+        row_scale = tl.maximum(largest, 1e-30) / 448.0
+        tl.store(scale + row, row_scale)
+        tl.store(quantised + wide, (gate_grad / row_scale).to(quantised.dtype.element_ty), mask=mask)
+        tl.store(quantised + wide + width, (up_grad / row_scale).to(quantised.dtype.element_ty), mask=mask)

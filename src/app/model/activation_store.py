@@ -1,0 +1,118 @@
+"""What a decoder layer leaves for its backward pass: kept on the GPU, copied to pinned CPU memory, or recomputed."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Placement = Literal["keep", "offload", "recompute"]
+Name = Literal["hidden", "attention", "middle", "gate_up"]
+Key = tuple[int, Name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """Where one layer's intermediate results wait for the backward pass.
+
+    Attributes:
+        hidden: the layer's input; it cannot be recomputed.
+        attention: query, key, value, attention output and its log-sum-exp.
+        middle: the residual stream between attention and MLP.
+        gate_up: the MLP's gate and up projections, in FP8 where the products are.
+    """
+
+    hidden: Literal["keep", "offload"] = "keep"
+    attention: Placement = "recompute"
+    middle: Placement = "recompute"
+    gate_up: Placement = "recompute"
+
+
+class ActivationStore:
+    """Saves and gives back the intermediate results of all layers as the plan says.
+
+    Copies run on a stream of their own. A tensor on its way to the CPU is held until its copy is done; a layer's
+    tensors are fetched while the layer above it computes its gradients. Pinned buffers are made once and reused, which
+    also lets a CUDA graph record the copies.
+
+    Args:
+        plans: one per layer.
+        device: of the layers.
+    """
+
+    IN_FLIGHT = 2
+    """Layers whose copies to the CPU may be under way before computing waits for them."""
+
+    def __init__(self, plans: list[LayerPlan], device: torch.device) -> None:
+        self.plans = plans
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._kept: dict[Key, tuple[torch.Tensor, ...]] = {}
+        self._pinned: dict[Key, tuple[torch.Tensor, ...]] = {}
+        self._outgoing: deque[tuple[int, torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
+        self._incoming: dict[Key, tuple[torch.cuda.Event, tuple[torch.Tensor, ...]]] = {}
+
+    def placement(self, layer: int, name: Name) -> Placement:
+        placement: Placement = getattr(self.plans[layer], name)
+        return "keep" if placement == "offload" and self._stream is None else placement
+
+    def save(self, layer: int, name: Name, *tensors: torch.Tensor) -> None:
+        """Keeps the tensors, copies them out, or drops them."""
+        placement = self.placement(layer, name)
+        if placement == "recompute":
+            return
+        if placement == "keep":
+            self._kept[layer, name] = tensors
+            return
+        assert self._stream is not None
+        if (layer, name) not in self._pinned or any(
+            buffer.shape != tensor.shape for buffer, tensor in zip(self._pinned[layer, name], tensors, strict=True)
+        ):
+            self._pinned[layer, name] = tuple(
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors
+            )
+        self._stream.wait_stream(torch.cuda.current_stream())
+        event = torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            for buffer, tensor in zip(self._pinned[layer, name], tensors, strict=True):
+                buffer.copy_(tensor, non_blocking=True)
+            event.record()
+        self._outgoing.append((layer, event, tensors))
+        while self._outgoing[0][0] <= layer - self.IN_FLIGHT:
+            self._release_oldest()
+
+    def prefetch(self, layer: int) -> None:
+        """Starts copying a layer's tensors back, if any are out."""
+        if layer < 0 or self._stream is None:
+            return
+        names: tuple[Name, ...] = ("hidden", "attention", "middle", "gate_up")
+        out = [name for name in names if self.placement(layer, name) == "offload"]
+        for key in ((layer, name) for name in out):
+            if key in self._incoming or key not in self._pinned:
+                continue
+            tensors = tuple(torch.empty_like(buffer, device=self._stream.device) for buffer in self._pinned[key])
+            self._stream.wait_stream(torch.cuda.current_stream())
+            event = torch.cuda.Event()
+            with torch.cuda.stream(self._stream):
+                for buffer, tensor in zip(self._pinned[key], tensors, strict=True):
+                    tensor.copy_(buffer, non_blocking=True)
+                event.record()
+            self._incoming[key] = event, tensors
+
+    def load(self, layer: int, name: Name) -> tuple[torch.Tensor, ...] | None:
+        """The saved tensors, given up by the store; None where they are to be recomputed."""
+        while self._outgoing:
+            self._release_oldest()
+        placement = self.placement(layer, name)
+        if placement == "recompute":
+            return None
+        if placement == "keep":
+            return self._kept.pop((layer, name))
+        self.prefetch(layer)
+        event, tensors = self._incoming.pop((layer, name))
+        torch.cuda.current_stream().wait_event(event)
+        return tensors
+
+    def _release_oldest(self) -> None:
+        """Computing waits until the oldest outgoing copy is done; then its tensor's memory may be used again."""
+        _, event, _ = self._outgoing.popleft()
+        torch.cuda.current_stream().wait_event(event)
