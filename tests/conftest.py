@@ -6,8 +6,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from app.families import Family, all_families
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test may wait for a hub that does not answer.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +33,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
         return tiny_checkpoint(family_name, tmp_path_factory.mktemp(f"tiny-{family_name}"))
 
     return checkpoint
+
+
+@pytest.fixture(scope="session", params=list(all_families()))
+def family(request: pytest.FixtureRequest) -> Family:
+    """Every family in turn: a test that takes it runs once for each."""
+    return all_families()[request.param]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(family: Family, tiny: TinyCheckpoint) -> "PreTrainedTokenizerFast":
+    """The tiny checkpoint's tokenizer of ``family``, as the application loads it."""
+    from app.data.tokenize import load_tokenizer
+
+    return load_tokenizer(str(tiny(family.name)), family)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,9 @@ def tiny_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     # transformers rebuilds Gemma's tokenizer in its own class, which adds <mask>; the others it takes as they are.
     wrap = GemmaTokenizer if family.name == "gemma" else PreTrainedTokenizerFast
     mask = ["<mask>"] if wrap is GemmaTokenizer else []
-    control = list(dict.fromkeys([*first, *chat.tokens, *stop, family.pad_token, *mask]))
+    # llama.cpp loads no Phi-3 vocabulary without Llama-2's "</s>", which the published one has too.
+    llama2 = ["</s>"] if family.name in RSTRIP else []
+    control = list(dict.fromkeys([*first, *chat.tokens, *stop, family.pad_token, *mask, *llama2]))
     build = _sentencepiece if family.gguf.tokenizer_model == "llama" else _byte_level
     tokenizer = build(family, control)
     tokenizer.add_special_tokens(

@@ -1,0 +1,200 @@
+"""Files and folders that are whole or not there: written beside the target, continued after a stop, put in place at once.
+
+A file grows as ``.NAME.partial`` with a journal of how many tensors are safely on disk; the same command takes it up
+again if nothing it is made from has changed. Only the finished file gets its name.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.artifact import sha256_text, write_atomic
+
+SYNC_BYTES = 1 << 30
+"""Bytes between two journal entries: what a power cut can cost."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """A stretch of a file.
+
+    Attributes:
+        nbytes: its length.
+        produce: makes its bytes, when their turn comes.
+    """
+
+    nbytes: int
+    produce: Callable[[], memoryview]
+
+
+def partial_path(target: Path) -> Path:
+    """Where the target grows."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def write_blobs(
+    target: Path, header: bytes, blobs: Sequence[Blob], *, fingerprint: str, align: int = 1, advance: Advance
+) -> Path:
+    """Writes header and blobs to the target's partial file, or finishes one that was begun; returns its path.
+
+    The next blob is made while the last one is written. The header is padded to ``align`` bytes, and so is every blob.
+
+    Args:
+        target: the file this will become (see `publish`).
+        header: its first bytes.
+        blobs: the rest, in order.
+        fingerprint: of everything the blobs are made from.
+        align: of GGUF's data section 32; 1 for none.
+        advance: is told of bytes as they are done.
+    """
+    partial = partial_path(target)
+    journal = partial.with_name(partial.name + ".json")
+    identity = sha256_text(fingerprint + header.hex())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = _done(journal, identity) if partial.is_file() else 0
+    header += b"\0" * (-len(header) % align)
+    start = len(header) + sum(_padded(blob.nbytes, align) for blob in blobs[:done])
+    if not done or partial.stat().st_size < start:
+        done, start = 0, len(header)
+        partial.write_bytes(header)
+    advance(start)
+    with partial.open("r+b", buffering=0) as out:
+        out.truncate(start)
+        out.seek(start)
+        unsynced = 0
+        try:
+            for blob, data in _ahead(blobs[done:]):
+                assert len(data) == blob.nbytes, f"{len(data)} bytes where {blob.nbytes} were announced"
+                _write_all(out.fileno(), data)
+                _write_all(out.fileno(), memoryview(b"\0" * (-blob.nbytes % align)))
+                done += 1
+                unsynced += blob.nbytes
+                advance(_padded(blob.nbytes, align))
+                if unsynced >= SYNC_BYTES:
+                    os.fsync(out.fileno())
+                    _note(journal, identity, done)
+                    unsynced = 0
+        finally:
+            os.fsync(out.fileno())
+            _note(journal, identity, done)
+    return partial
+
+
+def publish(target: Path) -> None:
+    """Gives the finished partial file its name, in one step."""
+    partial = partial_path(target)
+    partial.replace(target)
+    partial.with_name(partial.name + ".json").unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def discard(target: Path) -> None:
+    """Removes a partial file or folder and its journal."""
+    partial = partial_path(target)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
+    partial.with_name(partial.name + ".json").unlink(missing_ok=True)
+
+
+def publish_folder(target: Path) -> None:
+    """Puts the finished partial folder in the target's place; the old one is there until the new one is.
+
+    On Linux the two are exchanged in one step (renameat2); elsewhere the old folder is moved aside first.
+    """
+    partial = partial_path(target)
+    for file in sorted(partial.iterdir()):
+        _sync_file(file)
+    if not target.exists():
+        partial.rename(target)
+    elif _exchange(partial, target):
+        shutil.rmtree(partial)
+    else:
+        old = target.with_name(f".{target.name}.old")
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old)
+    _sync_folder(target.parent)
+
+
+@contextmanager
+def folder_target(target: Path) -> Iterator[Path]:
+    """A folder to build a small result in, that takes the target's place if the block ends well and else vanishes."""
+    partial = partial_path(target)
+    discard(target)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish_folder(target)
+    except BaseException:
+        discard(target)
+        raise
+
+
+def _ahead(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, memoryview]]:
+    """Each blob with its bytes; one is made in another thread while its predecessor is used."""
+    with ThreadPoolExecutor(max_workers=1) as maker:
+        following: Future[memoryview] | None = maker.submit(blobs[0].produce) if blobs else None
+        for index, blob in enumerate(blobs):
+            assert following is not None
+            data = following.result()
+            following = maker.submit(blobs[index + 1].produce) if index + 1 < len(blobs) else None
+            yield blob, data
+
+
+def _write_all(handle: int, data: memoryview) -> None:
+    while len(data):
+        data = data[os.write(handle, data) :]
+
+
+def _padded(nbytes: int, align: int) -> int:
+    return nbytes + -nbytes % align
+
+
+def _note(journal: Path, identity: str, done: int) -> None:
+    write_atomic(journal, json.dumps({"identity": identity, "done": done}))
+
+
+def _done(journal: Path, identity: str) -> int:
+    try:
+        value = json.loads(journal.read_text(encoding="utf-8"))
+        return int(value["done"]) if value["identity"] == identity else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swaps two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    return bool(renameat2(here, os.fsencode(left), here, os.fsencode(right), exchange) == 0)
+
+
+def _sync_file(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
