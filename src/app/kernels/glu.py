@@ -124,11 +124,15 @@ def _gate(x, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
     """Activation and its derivative; 0.79788 is sqrt(2 / pi), gelu's tanh form (arXiv 1606.08415)."""
     if SILU:
         sigmoid = tl.sigmoid(x)
-        return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
-    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    tanh = 2.0 * tl.sigmoid(2.0 * inner) - 1.0
-    slope = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x)
-    return 0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+        value = x * sigmoid
+        derivative = sigmoid * (1.0 + x * (1.0 - sigmoid))
+    else:
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        tanh = 2.0 * tl.sigmoid(2.0 * inner) - 1.0
+        slope = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x)
+        value = 0.5 * x * (1.0 + tanh)
+        derivative = 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+    return value, derivative
 
 
 @jit

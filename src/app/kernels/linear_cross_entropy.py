@@ -30,14 +30,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # [N, D]
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            target = targets[part, None]  # [n, 1]
+            counted = targets[part, None] >= 0  # [n, 1]
+            target = targets[part, None].clamp_min(0)  # [n, 1]
             logits = F.linear(hidden[part], weight).float()  # [n, V]
             normaliser = logits.logsumexp(dim=-1, keepdim=True)  # [n, 1]
-            total += (normaliser - logits.gather(-1, target)).sum()
+            total += ((normaliser - logits.gather(-1, target)) * counted).sum()
             if gradient is not None:
                 probabilities = logits.sub_(normaliser).exp_()  # [n, V], in place: the logits are not needed again
                 probabilities.scatter_add_(-1, target, torch.full_like(target, -1, dtype=torch.float32))
-                gradient[part] = probabilities.to(weight.dtype) @ weight
+                gradient[part] = (probabilities.to(weight.dtype) @ weight) * counted
         ctx.save_for_backward(gradient)
         return total
 
@@ -55,7 +56,7 @@ def linear_cross_entropy(
     Args:
         hidden: [N, D], the hidden states at the positions whose next token is trained.
         weight: [V, D], the frozen output head.
-        targets: [N] int64, the tokens that follow.
+        targets: [N] int64, the tokens that follow; a negative one is not counted (a CUDA graph has a fixed N).
         chunk_elements: how many logits are held at a time.
 
     Returns:

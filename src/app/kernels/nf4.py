@@ -159,8 +159,10 @@ def _block_scales(absmax, absmax_code, absmax_scale, absmax_offset, block, mask,
     if NESTED:
         index = tl.load(absmax + block, mask=mask, other=0).to(tl.int32)
         scale = tl.load(absmax_scale + block // 256, mask=mask, other=0.0)
-        return tl.load(absmax_code + index) * scale + tl.load(absmax_offset)
-    return tl.load(absmax + block, mask=mask, other=0.0)
+        scales = tl.load(absmax_code + index) * scale + tl.load(absmax_offset)
+    else:
+        scales = tl.load(absmax + block, mask=mask, other=0.0)
+    return scales
 
 
 @jit
