@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    before = -sub(*torch.cuda.mem_get_info()) if device == "cuda" else 0
     loaded = time.perf_counter() - started
     watch = MemoryWatch() if device == "cuda" else None
     if watch:
@@ -183,13 +186,15 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
         times.append(time.perf_counter() - begun)
     measured = sorted(times[args.warmup :])
     seconds = measured[len(measured) // 2]
+    peak = watch.stop() if watch else 0.0
     if args.profile:
         profile(step, args.profile)
     return {
         "system": args.system, "shape": args.shape, "batch": args.batch, "length": args.length,
         "tokens_per_second": args.batch * args.length / seconds, "step_ms": seconds * 1e3,
         "spread_ms": (measured[-1] - measured[0]) * 1e3, "first_steps_s": sum(times[: args.warmup]),
-        "peak_mib": watch.stop() if watch else 0.0, "allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
+        "peak_mib": peak, "allocated_mib": torch.cuda.max_memory_allocated() / 2**20,
+        "reserved_mib": torch.cuda.memory_reserved() / 2**20, "before_mib": before / 2**20,
         "loss": float(loss), "setup_s": loaded, "note": note,
     }  # fmt: skip
 
@@ -208,11 +213,6 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
     assert acceleration is not None
     if not args.keep_embeddings:
         offload_embeddings(model)
-    state = sum(8 * p.numel() for p in parameters)
-    plans = fit_to_budget(
-        acceleration, parameters, rows=args.batch, length=args.length, budget=args.budget * 2**20, state_bytes=state,
-        device=ids.device, seconds_per_operation=1 / (args.tflops * 1e12) if args.tflops else None,
-    )  # fmt: skip
     base = model.get_base_model()
 
     def loss(input_ids: Any) -> Any:
@@ -222,6 +222,11 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
         return total / (input_ids.shape[0] * (input_ids.shape[1] - 1))
 
     graph = StepGraph(loss, parameters)
+    plans = fit_to_budget(
+        acceleration, parameters, rows=args.batch, length=args.length, budget=args.budget * 2**20,
+        state_bytes=sum(8 * p.numel() for p in parameters), device=ids.device,
+        offload=not args.no_offload,
+    )  # fmt: skip
     run = (lambda: graph({"input_ids": ids})) if not args.eager else (lambda: _eager(loss, ids))
     return run, describe_plans(plans)
 
@@ -301,7 +306,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--budget", type=int, default=7150, help="MiB of GPU memory for this application")
-    parser.add_argument("--tflops", type=float, default=0.0, help="speed of a forward pass, to size offloading; 0: off")
+    parser.add_argument("--no-offload", action="store_true", help="leave nothing in CPU memory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one system")
@@ -318,8 +323,8 @@ def main() -> None:
         return
     results = []
     passed = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in
-              ("length", "rank", "budget", "tflops", "steps", "warmup", "profile")]  # fmt: skip
-    passed += [f"--{name.replace('_', '-')}" for name in ("eager", "keep_embeddings") if getattr(args, name)]
+              ("length", "rank", "budget", "steps", "warmup", "profile")]  # fmt: skip
+    passed += [f"--{name.replace('_', '-')}" for name in ("eager", "keep_embeddings", "no_offload") if getattr(args, name)]
     with contextlib.ExitStack() as stack:
         for shape in args.shapes:
             checkpoint = None

@@ -43,10 +43,12 @@ class Documents:
     """Where the packed documents begin: ``starts`` int32 [documents + 1] ends with T; ``longest`` bounds their length.
 
     A fixed number of documents is kept for CUDA graphs by repeating T at the end: such documents are empty.
+    ``rows`` is their number where all are of the same length, T / rows.
     """
 
     starts: torch.Tensor
     longest: int
+    rows: int | None = None
 
 
 def attention(fused: torch.Tensor, heads: Heads, documents: Documents) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,6 +56,10 @@ def attention(fused: torch.Tensor, heads: Heads, documents: Documents) -> tuple[
     q, k, v = heads.split(fused)
     if not fused.is_cuda:
         return _reference(q, k, v, heads, documents).flatten(1), fused.new_empty(0)
+    if _use_cudnn(heads, documents):
+        rows = [_by_row(part, documents) for part in (q, k, v)]
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(*rows, None, True, 0.0, True, False)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1), lse
     left, right = heads._window
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q,
@@ -89,8 +95,16 @@ def attention_backward(
             result = _reference(*heads.split(leaf), heads, documents)
         (leaf_grad,) = torch.autograd.grad(result, leaf, grad)
         return leaf_grad
-    left, right = heads._window
     # Dropout is 0, so the random state that the forward pass returned is never read.
+    if _use_cudnn(heads, documents):
+        rows = [_by_row(part, documents) for part in (grad, q, k, v, out.unflatten(1, (-1, heads.head_dim)))]
+        unused = torch.zeros((), dtype=torch.int64, device=fused.device)
+        length = documents.longest
+        grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            *rows, lse, unused, unused, None, None, None, length, length, 0.0, True
+        )
+        return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in grads], dim=1)
+    left, right = heads._window
     state = torch.empty(2, dtype=torch.uint64, device=fused.device)
     grads = torch.ops.aten._flash_attention_backward(
         grad,
@@ -111,6 +125,26 @@ def attention_backward(
         window_size_right=right,
     )
     return torch.cat([part.flatten(1) for part in grads], dim=1)
+
+
+def _use_cudnn(heads: Heads, documents: Documents) -> bool:
+    """cuDNN's attention where it serves: equal rows on Hopper, 84 + 292 us against flash attention 2's 168 + 486.
+
+    (2,048 tokens, 32 heads of 128, H100.) Over packed documents it rebuilt its plan at every call: 47 ms.
+    """
+    return (
+        documents.rows is not None
+        and documents.longest % 128 == 0
+        and (heads.window is None or heads.window >= documents.longest)
+        and heads.head_dim in (64, 128)
+        and torch.cuda.get_device_capability() == (9, 0)
+    )
+
+
+def _by_row(part: torch.Tensor, documents: Documents) -> torch.Tensor:
+    """[T, H, D] as a view [rows, H, T / rows, D]."""
+    assert documents.rows is not None
+    return part.unflatten(0, (documents.rows, -1)).transpose(1, 2)
 
 
 def _reference(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from app.kernels.fp8 import Rows, quantise_rows_reference
 from app.kernels.nf4 import FP8
-from app.kernels.triton_support import jit, row_block, row_warps, tl, use_triton
+from app.kernels.triton_support import jit, row_block, tl, use_triton
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -50,12 +50,12 @@ def glu(gate_up: torch.Tensor, activation: Activation, *, fp8: bool, keep: bool 
             scale,
             kept.fp8,
             kept.scale,
-            width,
+            WIDTH=width,
             SILU=activation == "silu",
             QUANTISE=fp8,
             KEEP=keep,
-            BLOCK=row_block(width),
-            num_warps=row_warps(width),
+            BLOCK=min(row_block(width), 4096),
+            num_warps=8,
         )
     else:
         out.copy_(glu_reference(gate_up.float(), activation))
@@ -99,12 +99,12 @@ def glu_backward(grad: torch.Tensor, gate_up: Rows, activation: Activation, *, f
             grad_out,
             quantised,
             scale,
-            width,
+            WIDTH=width,
             SILU=activation == "silu",
             STORED_FP8=gate_up.fp8 is not None,
             QUANTISE=fp8,
-            BLOCK=row_block(width),
-            num_warps=row_warps(width),
+            BLOCK=min(row_block(width), 4096),
+            num_warps=8,
         )
         return out, Rows(value=grad_out, fp8=quantised, scale=scale)
     values = stored.float() if gate_up.scale is None else stored.float() * gate_up.scale
@@ -143,31 +143,48 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     scale,
     kept,
     kept_scale,
-    width,
+    WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     QUANTISE: tl.constexpr,
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """A row a program, in blocks: a whole row of 14,336 would spill registers to memory that the driver reserves."""
     row = tl.program_id(0).to(tl.int64)
+    gate_up += row * 2 * WIDTH
+    out += row * WIDTH
     column = tl.arange(0, BLOCK)
-    mask = column < width
-    wide = row * 2 * width + column
-    gate = tl.load(gate_up + wide, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + wide + width, mask=mask, other=0.0).to(tl.float32)
-    if KEEP:
-        largest = tl.maximum(tl.max(tl.abs(gate), axis=0), tl.max(tl.abs(up), axis=0))
-        wide_scale = tl.maximum(largest, 1e-30) / 448.0
-        tl.store(kept_scale + row, wide_scale)
-        tl.store(kept + wide, (gate / wide_scale).to(kept.dtype.element_ty), mask=mask)
-        tl.store(kept + wide + width, (up / wide_scale).to(kept.dtype.element_ty), mask=mask)
-    value, _ = _gate(gate, SILU)
-    value = value * up
-    tl.store(out + row * width + column, value, mask=mask)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    largest_wide = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        mask = start + column < WIDTH
+        gate = tl.load(gate_up + start + column, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + WIDTH + start + column, mask=mask, other=0.0).to(tl.float32)
+        value, _ = _gate(gate, SILU)
+        value = value * up
+        tl.store(out + start + column, value, mask=mask)
+        largest = tl.maximum(largest, tl.abs(value))
+        largest_wide = tl.maximum(largest_wide, tl.maximum(tl.abs(gate), tl.abs(up)))
     if QUANTISE:
-        row_scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-30) / 448.0
+        tl.debug_barrier()
+        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 448.0
         tl.store(scale + row, row_scale)
-        tl.store(quantised + row * width + column, (value / row_scale).to(quantised.dtype.element_ty), mask=mask)
+        for start in range(0, WIDTH, BLOCK):
+            _quantise_block(out, quantised + row * WIDTH, row_scale, start + column, WIDTH)
+    if KEEP:
+        row_scale = tl.maximum(tl.max(largest_wide, axis=0), 1e-30) / 448.0
+        tl.store(kept_scale + row, row_scale)
+        for start in range(0, 2 * WIDTH, BLOCK):
+            _quantise_block(gate_up, kept + row * 2 * WIDTH, row_scale, start + column, 2 * WIDTH)
+
+
+@jit
+def _quantise_block(source, target, scale, column, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    mask = column < WIDTH
+    value = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
+    # The value was rounded after the scale was found, perhaps upwards.
+    value = tl.minimum(tl.maximum(value / scale, -448.0), 448.0)
+    tl.store(target + column, value.to(target.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -179,30 +196,34 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     grad_out,
     quantised,
     scale,
-    width,
+    WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     STORED_FP8: tl.constexpr,
     QUANTISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    gate_up += row * 2 * WIDTH
+    grad_out += row * 2 * WIDTH
     column = tl.arange(0, BLOCK)
-    mask = column < width
-    wide = row * 2 * width + column
-    gate = tl.load(gate_up + wide, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + wide + width, mask=mask, other=0.0).to(tl.float32)
-    if STORED_FP8:
-        stored_scale = tl.load(gate_up_scale + row)
-        gate, up = gate * stored_scale, up * stored_scale
-    value, derivative = _gate(gate, SILU)
-    g = tl.load(grad + row * width + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * width + column, value * up, mask=mask)
-    gate_grad, up_grad = g * up * derivative, g * value
-    tl.store(grad_out + wide, gate_grad, mask=mask)
-    tl.store(grad_out + wide + width, up_grad, mask=mask)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        mask = start + column < WIDTH
+        gate = tl.load(gate_up + start + column, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(gate_up + WIDTH + start + column, mask=mask, other=0.0).to(tl.float32)
+        if STORED_FP8:
+            stored_scale = tl.load(gate_up_scale + row)
+            gate, up = gate * stored_scale, up * stored_scale
+        value, derivative = _gate(gate, SILU)
+        g = tl.load(grad + row * WIDTH + start + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + row * WIDTH + start + column, value * up, mask=mask)
+        gate_grad, up_grad = g * up * derivative, g * value
+        tl.store(grad_out + start + column, gate_grad, mask=mask)
+        tl.store(grad_out + WIDTH + start + column, up_grad, mask=mask)
+        largest = tl.maximum(largest, tl.maximum(tl.abs(gate_grad), tl.abs(up_grad)))
     if QUANTISE:
-        largest = tl.maximum(tl.max(tl.abs(gate_grad), axis=0), tl.max(tl.abs(up_grad), axis=0))
-        row_scale = tl.maximum(largest, 1e-30) / 448.0
+        tl.debug_barrier()
+        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 448.0
         tl.store(scale + row, row_scale)
-        tl.store(quantised + wide, (gate_grad / row_scale).to(quantised.dtype.element_ty), mask=mask)
-        tl.store(quantised + wide + width, (up_grad / row_scale).to(quantised.dtype.element_ty), mask=mask)
+        for start in range(0, 2 * WIDTH, BLOCK):
+            _quantise_block(grad_out, quantised + row * 2 * WIDTH, row_scale, start + column, 2 * WIDTH)

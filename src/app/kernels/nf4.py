@@ -147,7 +147,7 @@ def _decode(weight: NF4Weight, inverse_scale: torch.Tensor | None, out: torch.Te
         NESTED=weight.absmax_code is not None,
         SCALED=inverse_scale is not None,
         BLOCKS=blocks_per_program,
-        num_warps=4,
+        num_warps=2,
         # A multiplication and addition contracted to one instruction would round once less than bitsandbytes does.
         enable_fp_fusion=False,
     )

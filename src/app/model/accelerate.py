@@ -126,6 +126,7 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
         rows, length = hidden.shape[:2]
         positions = _positions(decoder, hidden, position_ids)
         flat = hidden.flatten(0, 1)
+        store.begin()
         for layer in layers:
             flat = layer(flat, positions)
         normed: Tensor = _FinalNorm.apply(flat, final_norm)
@@ -160,7 +161,7 @@ def _positions(decoder: Any, hidden: Tensor, position_ids: Tensor | None) -> Pos
     if position_ids is None:
         position_ids = torch.arange(length, device=hidden.device)[None]
         starts = torch.arange(0, rows * length + 1, length, device=hidden.device, dtype=torch.int32)
-        documents = Documents(starts=starts, longest=length)
+        documents = Documents(starts=starts, longest=length, rows=rows)
     else:
         # During a graph's capture the values cannot be looked at; 64 documents to a row of 2,048 are 32 tokens each.
         capturing = hidden.is_cuda and torch.cuda.is_current_stream_capturing()

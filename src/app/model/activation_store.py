@@ -55,6 +55,12 @@ class ActivationStore:
         placement: Placement = getattr(self.plans[layer], name)
         return "keep" if placement == "offload" and self._stream is None else placement
 
+    def begin(self) -> None:
+        """Forgets what an interrupted pass left behind."""
+        self._kept.clear()
+        self._outgoing.clear()
+        self._incoming.clear()
+
     def save(self, layer: int, name: Name, *tensors: torch.Tensor) -> None:
         """Keeps the tensors, copies them out, or drops them."""
         placement = self.placement(layer, name)
@@ -81,22 +87,26 @@ class ActivationStore:
             self._release_oldest()
 
     def prefetch(self, layer: int) -> None:
-        """Starts copying a layer's tensors back, if any are out."""
-        if layer < 0 or self._stream is None:
+        """Starts copying back what is out of a layer's tensors."""
+        if layer < 0:
             return
         names: tuple[Name, ...] = ("hidden", "attention", "middle", "gate_up")
-        out = [name for name in names if self.placement(layer, name) == "offload"]
-        for key in ((layer, name) for name in out):
-            if key in self._incoming or key not in self._pinned:
-                continue
-            tensors = tuple(torch.empty_like(buffer, device=self._stream.device) for buffer in self._pinned[key])
-            self._stream.wait_stream(torch.cuda.current_stream())
-            event = torch.cuda.Event()
-            with torch.cuda.stream(self._stream):
-                for buffer, tensor in zip(self._pinned[key], tensors, strict=True):
-                    tensor.copy_(buffer, non_blocking=True)
-                event.record()
-            self._incoming[key] = event, tensors
+        for name in names:
+            if self.placement(layer, name) == "offload":
+                self._fetch((layer, name))
+
+    def _fetch(self, key: Key) -> None:
+        if key in self._incoming:
+            return
+        assert self._stream is not None
+        tensors = tuple(torch.empty_like(buffer, device=self._stream.device) for buffer in self._pinned[key])
+        self._stream.wait_stream(torch.cuda.current_stream())
+        event = torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            for buffer, tensor in zip(self._pinned[key], tensors, strict=True):
+                tensor.copy_(buffer, non_blocking=True)
+            event.record()
+        self._incoming[key] = event, tensors
 
     def load(self, layer: int, name: Name) -> tuple[torch.Tensor, ...] | None:
         """The saved tensors, given up by the store; None where they are to be recomputed."""
@@ -107,7 +117,7 @@ class ActivationStore:
             return None
         if placement == "keep":
             return self._kept.pop((layer, name))
-        self.prefetch(layer)
+        self._fetch((layer, name))
         event, tensors = self._incoming.pop((layer, name))
         torch.cuda.current_stream().wait_event(event)
         return tensors

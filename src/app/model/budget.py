@@ -1,24 +1,29 @@
 """Fits a training step into a memory budget: where embeddings lie, and what each layer keeps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from app.errors import MachineError
+from app.kernels.attention import Documents
 from app.kernels.embedding import gather_rows
 from app.model.accelerate import Acceleration
 from app.model.activation_store import LayerPlan
+from app.model.fast_layer import FastLayer, Positions
 from app.model.memory_plan import layer_sizes, plan_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-RESERVE = 192 * 2**20
-"""Bytes left over for cuBLAS' workspaces, kernels that load late, and what the allocator cannot reuse."""
+RESERVE = 160 * 2**20
+"""Bytes left over for the CUDA graph itself and for what the allocator cannot reuse."""
 HEAD_BYTES = 13 * 2**25
 """What a chunk of logits takes at its peak: the logits in 16 and 32 bits, their exponentials, and a mask."""
+BUS_SHARE = 0.8
+"""Part of the measured copy bandwidth that offloading counts on."""
 
 
 def offload_embeddings(model: "PeftModel") -> int:
@@ -34,6 +39,19 @@ def offload_embeddings(model: "PeftModel") -> int:
     return table.numel() * table.element_size()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One layer's forward and backward pass, measured.
+
+    Attributes:
+        transient: bytes at the peak, besides what was there before and what is saved between the passes.
+        forward_seconds: of one layer's forward pass.
+    """
+
+    transient: int
+    forward_seconds: float
+
+
 def fit_to_budget(
     acceleration: Acceleration,
     parameters: Sequence[nn.Parameter],
@@ -43,9 +61,9 @@ def fit_to_budget(
     budget: int,
     state_bytes: int,
     device: torch.device,
-    seconds_per_operation: float | None = None,
+    offload: bool = True,
 ) -> list[LayerPlan]:
-    """Sets and returns the memory plan for micro-batches of ``rows`` x ``length`` tokens.
+    """Sets and returns the memory plan for micro-batches of ``rows`` x ``length`` tokens, from a trial of one layer.
 
     Args:
         acceleration: the fast layers.
@@ -54,36 +72,58 @@ def fit_to_budget(
         budget: bytes of GPU memory as the driver counts them for the whole card.
         state_bytes: what the optimizer will still allocate.
         device: the GPU.
-        seconds_per_operation: speed of the products, for how much can be offloaded in the time of a forward pass;
-            None: nothing is offloaded but what must be.
+        offload: whether results may go to pinned CPU memory where the bus has time for them.
 
     Raises:
         MachineError: not even the smallest plan fits.
     """
-    tokens, layers = rows * length, acceleration.layers
-    sizes = layer_sizes(layers[0], tokens, length)
+    layers = acceleration.layers
+    sizes = layer_sizes(layers[0], rows * length, length)
+    trial = try_layer(layers[0], rows=rows, length=length, device=device)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     grads = sum(p.numel() * p.element_size() for p in parameters if p.grad is None)
-    hidden = sizes.bytes["hidden"]
-    head = max(0, HEAD_BYTES + 4 * hidden - sizes.transient)
-    available = budget - (total - free) - grads - state_bytes - head - RESERVE
+    head = HEAD_BYTES + 4 * sizes.bytes["hidden"]
+    available = budget - (total - free) - grads - state_bytes - max(trial.transient, head) - RESERVE
     offloadable = 0
-    if seconds_per_operation is not None:
-        layer = layers[0]
-        weights = sum(x.rows * x.columns for x in (layer.qkv, layer.output, layer.gate_up, layer.down))
-        forward_seconds = 2.0 * tokens * weights * len(layers) * seconds_per_operation
-        offloadable = int(forward_seconds * copy_bandwidth(device))
+    if offload:
+        offloadable = int(BUS_SHARE * copy_bandwidth(device) * trial.forward_seconds * len(layers))
     plans = plan_layers(sizes, len(layers), available=available, offloadable=offloadable)
     if plans is None:
         raise MachineError(
-            f"a step of {rows} x {length} tokens does not fit in {budget / 2**20:,.0f} MiB: the activations have "
-            f"{max(0, available) / 2**20:,.0f} MiB and one layer alone needs {sizes.transient / 2**20:,.0f}",
+            f"a step of {rows} x {length} tokens does not fit in {budget / 2**20:,.0f} MiB: model, optimizer and the "
+            f"work of one layer leave {available / 2**20:,.0f} MiB for the layers' inputs",
             where="model.memory_budget",
             remedy="use fewer or shorter rows, a smaller rank, or a larger budget",
         )
     acceleration.set_plans(plans)
     return plans
+
+
+def try_layer(layer: FastLayer, *, rows: int, length: int, device: torch.device) -> Trial:
+    """Runs one layer forward and backward with everything recomputed; it also loads every kernel the step needs."""
+    tokens, width = rows * length, layer.qkv.columns
+    dtype = layer.attention_norm.weight.dtype
+    hidden, grad = torch.randn(2, tokens, width, dtype=dtype, device=device).unbind()
+    angles = torch.zeros(tokens, layer.heads.head_dim, dtype=dtype, device=device)
+    starts = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+    positions = Positions(
+        cos=angles, sin=angles, documents=Documents(starts=starts, longest=length, rows=rows)
+    )
+    layer.store.plans = [LayerPlan()] * len(layer.store.plans)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.no_grad():
+        for _ in range(2):  # the first run compiles
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            start.record()
+            _, projected = layer.forward(hidden, positions, save=True)
+            end.record()
+            layer.backward(grad, positions, projected, to_input=True)
+    end.synchronize()
+    layer.store.begin()
+    transient = torch.cuda.max_memory_allocated(device) - before
+    return Trial(transient=transient, forward_seconds=start.elapsed_time(end) / 1e3)
 
 
 def copy_bandwidth(device: torch.device) -> float:

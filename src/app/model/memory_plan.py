@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
-from app.model.activation_store import LayerPlan, Name
-from app.model.fast_layer import TILE, FastLayer
+from app.model.activation_store import LayerPlan, Name, Placement
+from app.model.fast_layer import FastLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,80 +16,86 @@ class LayerSizes:
     Attributes:
         bytes: result -> bytes.
         operations: result -> operations; the input cannot be recomputed.
-        transient: bytes that one layer's backward pass needs at its peak, besides what was saved.
     """
 
     bytes: dict[Name, int]
     operations: dict[Name, float]
-    transient: int
 
 
 def layer_sizes(layer: FastLayer, tokens: int, longest: int) -> LayerSizes:
     """Sizes for ``tokens`` tokens in documents of at most ``longest``."""
     width, fused, inner = layer.qkv.columns, layer.qkv.rows, layer.gate_up.rows
     attended, element = layer.output.columns, layer.attention_norm.weight.element_size()
-    weight_element = stored = 1 if layer.fp8 else element
-    tile = min(tokens, TILE)
-    # Attention runs at about half the speed of the products, hence the factor 2 (H100, flash attention 2).
-    attention_operations = 2 * (2.0 * tokens * longest * attended)
+    # Attention does 200 to 400 TFLOP/s where products do 660 in bfloat16 and 1,300 in FP8 (H100, 2,048 tokens); of the
+    # square of positions the causal half is computed.
+    attention_operations = (4.5 if layer.fp8 else 2.3) * 2.0 * tokens * longest * attended
     return LayerSizes(
         bytes={
             "hidden": tokens * width * element,
             "attention": tokens * ((fused + attended) * element + 4 * layer.heads.queries),
             "middle": tokens * width * element,
-            "gate_up": tokens * (inner * stored + 4),
+            "gate_up": tokens * (inner * (1 if layer.fp8 else element) + 4),
         },
         operations={
             "attention": 2.0 * tokens * width * fused + attention_operations,
             "middle": 2.0 * tokens * attended * width,
             "gate_up": 2.0 * tokens * width * inner,
         },
-        transient=max(
-            # MLP: gate_up, its gradient with FP8 form, the activation and its gradient, and the decoded weights.
-            tile * inner * (3 * element + (2 if layer.fp8 else 0)) + 2 * weight_element * width * inner,
-            # Attention: the fused projection and its gradient twice over, float32 sums of the query gradient.
-            tokens * (3 * fused * element + attended * (2 * element + 4)),
-        )
-        + 6 * tokens * width * element,
     )
 
 
-def plan_layers(
-    sizes: LayerSizes, layers: int, *, available: int, offloadable: int = 0
-) -> list[LayerPlan] | None:
-    """The plan that recomputes least within ``available`` bytes of GPU memory; None where even the least is too much.
+def plan_layers(sizes: LayerSizes, layers: int, *, available: int, offloadable: int) -> list[LayerPlan] | None:
+    """The plan that recomputes least; None where the layers' inputs alone do not fit.
 
     Args:
         sizes: of one layer.
         layers: how many.
-        available: bytes for activations.
-        offloadable: bytes that can be copied to the CPU during one forward pass without making it wait.
+        available: bytes of GPU memory for saved results.
+        offloadable: bytes that can be copied to the CPU during one forward pass without making it wait. The layers'
+            inputs are copied beyond that if they must.
     """
-    left = available - sizes.transient
-    plans = [LayerPlan()] * layers
-    hidden = sizes.bytes["hidden"]
-    if left < hidden * layers:
-        # Three layers' inputs are on the GPU at a time: one in use and two on their way.
-        plans = [replace(plan, hidden="offload") for plan in plans]
-        left -= 3 * hidden
-        offloadable -= hidden * layers
-    else:
-        left -= hidden * layers
-    if left < 0:
-        return None
+    held: list[set[Name]] = [{"hidden"} for _ in range(layers)]
+    room = available + offloadable - layers * sizes.bytes["hidden"]
     by_value = sorted(sizes.operations, key=lambda name: sizes.operations[name] / sizes.bytes[name], reverse=True)
     for name in by_value:
-        for index in range(layers - 1, -1, -1):
-            if sizes.bytes[name] <= left:
-                plans[index] = replace(plans[index], **{name: "keep"})
-                left -= sizes.bytes[name]
-    # The first layers' results have the longest to travel there and back, so those go to the CPU.
-    for name in by_value:
-        for index in range(layers):
-            if getattr(plans[index], name) == "recompute" and sizes.bytes[name] <= offloadable:
-                plans[index] = replace(plans[index], **{name: "offload"})
-                offloadable -= sizes.bytes[name]
-    return plans
+        for names in reversed(held):
+            if sizes.bytes[name] <= room:
+                names.add(name)
+                room -= sizes.bytes[name]
+    kept = sum(sizes.bytes[name] for names in held for name in names)
+    out: list[set[Name]] = [set() for _ in range(layers)]
+    # Copies are spread evenly, the small results first, so that no layer has more to copy than it takes to compute.
+    for name in sorted(sizes.bytes, key=lambda name: sizes.bytes[name]):
+        having = [index for index in range(layers) if name in held[index]]
+        # While a copy is under way its source, or its target, is still there: two layers' worth of them.
+        moving = 2 * (_largest(sizes, out) + sizes.bytes[name])
+        needed = -((available - moving - kept) // sizes.bytes[name]) if kept > available else 0
+        for index in _spread(having, needed):
+            out[index].add(name)
+            kept -= sizes.bytes[name]
+    if kept > available:
+        return None
+    return [_layer_plan(held[index], out[index]) for index in range(layers)]
+
+
+def _largest(sizes: LayerSizes, out: Sequence[set[Name]]) -> int:
+    return max(sum(sizes.bytes[name] for name in names) for names in out)
+
+
+def _spread(indices: Sequence[int], count: int) -> list[int]:
+    """``count`` of the indices (all, if there are fewer), evenly spaced."""
+    count = min(count, len(indices))
+    return [indices[place * len(indices) // count] for place in range(count)]
+
+
+def _layer_plan(held: set[Name], out: set[Name]) -> LayerPlan:
+    def place(name: Name) -> Placement:
+        return "offload" if name in out else "keep" if name in held else "recompute"
+
+    hidden: Literal["keep", "offload"] = "offload" if "hidden" in out else "keep"
+    return LayerPlan(
+        hidden=hidden, attention=place("attention"), middle=place("middle"), gate_up=place("gate_up")
+    )
 
 
 def describe_plans(plans: Sequence[LayerPlan]) -> str:

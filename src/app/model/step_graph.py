@@ -29,25 +29,37 @@ class StepGraph:
         self._loss, self._parameters, self._largest = loss, list(parameters), largest
         self._seen: set[Shapes] = set()
         self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
-        self._grads: list[Tensor] = []
+        # Made before the first step: small tensors that live on must not stand between large ones that come and go.
+        self._grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._broken = False
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Adds this micro-batch's gradients to the parameters' and returns the detached loss."""
-        shapes: Shapes = tuple((name, tuple(value.shape)) for name, value in sorted(inputs.items()))
-        if shapes not in self._graphs and not self._capture(shapes, inputs):
-            loss = self._loss(**inputs)
-            loss.backward()
-            return loss.detach()
-        graph, static, result = self._graphs[shapes]
-        for name, value in inputs.items():
-            static[name].copy_(value, non_blocking=True)
         self._attach_grads()
-        graph.replay()
-        return result.clone()
+        shapes: Shapes = tuple((name, tuple(value.shape)) for name, value in sorted(inputs.items()))
+        capturable = not self._broken and all(value.is_cuda for value in inputs.values())
+        if capturable and shapes in self._seen and len(self._graphs) < self._largest and shapes not in self._graphs:
+            self._capture(shapes, inputs)
+        if shapes in self._graphs:
+            graph, static, result = self._graphs[shapes]
+            for name, value in inputs.items():
+                static[name].copy_(value, non_blocking=True)
+            graph.replay()
+            return result.clone()
+        loss = self._run(inputs)
+        if capturable and shapes not in self._seen:
+            # The graph has its own memory, and optimizer states, made next, must not split the large free blocks.
+            torch.cuda.empty_cache()
+        self._seen.add(shapes)
+        return loss
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        loss = self._loss(**inputs)
+        loss.backward()
+        return loss.detach()
 
     def _attach_grads(self) -> None:
-        """The graph adds to fixed buffers; an optimizer that set ``grad`` to None meant zero."""
+        """Gradients are added to fixed buffers; whoever set ``grad`` to None meant zero."""
         dropped = [i for i, parameter in enumerate(self._parameters) if parameter.grad is not self._grads[i]]
         if not dropped:
             return
@@ -58,29 +70,16 @@ class StepGraph:
                 self._grads[i].copy_(other)
             self._parameters[i].grad = self._grads[i]
 
-    def _capture(self, shapes: Shapes, inputs: Mapping[str, Tensor]) -> bool:
-        """Records the graph, unless this shape is new: its first, eager step compiles kernels and makes buffers."""
-        if self._broken or len(self._graphs) >= self._largest or not all(value.is_cuda for value in inputs.values()):
-            return False
-        if shapes not in self._seen:
-            self._seen.add(shapes)
-            return False
+    def _capture(self, shapes: Shapes, inputs: Mapping[str, Tensor]) -> None:
+        """Records the graph, which runs nothing; a step that cannot be recorded stays eager, with one warning."""
         static = {name: value.clone() for name, value in inputs.items()}
-        if not self._grads:
-            self._grads = [
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                for parameter in self._parameters
-            ]
-        self._attach_grads()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                loss = self._loss(**static)
-                loss.backward()
+                loss = self._run(static)
         except RuntimeError as fault:
             self._broken = True
             torch.cuda.synchronize()
             warnings.warn(f"the step cannot be captured in a CUDA graph and runs without: {fault}", stacklevel=3)
-            return False
-        self._graphs[shapes] = graph, static, loss.detach()
-        return True
+            return
+        self._graphs[shapes] = graph, static, loss
