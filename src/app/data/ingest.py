@@ -28,8 +28,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a damaged compressed stream raises (zstandard's own error is turned into EOFError)."""
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, OSError)
+"""What reading a damaged compressed stream or disk raises (zstandard's own error is turned into EOFError)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
