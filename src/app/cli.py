@@ -2,13 +2,15 @@
 
 import difflib
 import logging
+import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -41,20 +43,30 @@ DEFAULTS = {
 
 
 class Parser(LightningArgumentParser):
-    """Adds to an error about an unknown key which key was probably meant."""
+    """Errors are one message with a suggestion, not three screens of usage."""
 
-    def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
-        super().error(message + suggestion(message, self), *args, **kwargs)
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        print(f"error: {message}{suggestion(message, option_names(self))}", file=sys.stderr)
+        print("  help:   python -m app fit --help, or fit --print_config for a whole configuration", file=sys.stderr)
+        raise SystemExit(2)
 
 
-def suggestion(message: str, parser: LightningArgumentParser) -> str:
-    """ " Did you mean …?" for a message that quotes an unknown key, else nothing."""
-    quoted = re.findall(r"[\"'`]?(?:--)?([A-Za-z_][\w.]+)[\"'`]?", message)
-    known = [action.dest for action in parser._actions if action.dest]
-    for key in quoted:
-        close = [match for match in difflib.get_close_matches(key, known, n=1, cutoff=0.75) if match != key]
+def option_names(parser: ArgumentParser) -> set[str]:
+    """Every option of the parser and of its subcommands, as written in YAML."""
+    names = set()
+    for action in parser._actions:
+        names.add(action.dest)
+        for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
+            names |= option_names(subparser)
+    return names
+
+
+def suggestion(message: str, known: set[str]) -> str:
+    """A line with the option that was probably meant, if the message quotes one that does not exist."""
+    for key in re.findall(r"(?:--|['\"])([A-Za-z_][\w.]*)", message):
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
         if close and key not in known:
-            return f"\n  Did you mean {close[0]!r} instead of {key!r}?"
+            return f"\n  remedy: did you mean {close[0]}?"
     return ""
 
 
@@ -100,7 +112,7 @@ class AppCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
         if config.trainer.accelerator in ("gpu", "cuda"):
-            pick_device("cuda")
+            pick_device("cuda", where="--trainer.accelerator")
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
@@ -111,6 +123,7 @@ class AppCLI(LightningCLI):
         kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
         kwargs["check_val_every_n_epoch"] = None
         kwargs["default_root_dir"] = str(run.path)
+        kwargs["enable_model_summary"] = False
         kwargs["enable_checkpointing"] = self.subcommand == "fit"
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(run, config.wandb)
@@ -159,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``fit``, ``validate`` or ``test``; returns the exit status."""
     quieten()
     try:
-        AppCLI(
+        cli = AppCLI(
             QLoRAModule,
             SFTDataModule,
             args=list(argv),
@@ -168,23 +181,42 @@ def main(argv: Sequence[str]) -> int:
             trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
             parser_kwargs={"prog": "python -m app"},
             parser_class=Parser,
+            auto_configure_optimizers=False,
         )
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    if cli.subcommand == "fit":
+        report(RunDirectory(cli.trainer.default_root_dir))
+    else:
+        metrics = cli.trainer.callback_metrics.items()
+        print("  ".join(f"{name} {float(value):.4f}" for name, value in metrics))
     return 0
 
 
+def report(run: RunDirectory) -> None:
+    """What a finished fit says last: how good, how fast, where, and what to do next."""
+    manifest = run.read_manifest()
+    result = manifest.result
+    if result.get("best_val_loss") is not None:
+        loss = result["best_val_loss"]
+        print(f"best validation loss {loss:.4f} (perplexity {math.exp(loss):.3f}) at step {result['best_step']}")
+    if "tokens_per_second" in result:
+        peak = result["peak_memory"]["process"] / 2**30
+        print(f"{result['tokens_per_second']:,.0f} tokens/s, peak memory {peak:.2f} GiB, {result['steps']} steps")
+    print(f"run {run.path}, logs {run.logs}")
+    print(f"next: python -m app evaluate --run {run.path}")
+
+
 def quieten() -> None:
-    """Silences what Lightning and its friends say that a user can do nothing about."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
-    warnings.filterwarnings("ignore", message=".*found \\d+ module\\(s\\) in eval mode.*", category=UserWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    """Silences what Lightning and its friends say that a user can do nothing about; our own lines are plain."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
-
-
-def _no_tips(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡", "GPU available", "TPU available", "HPU available", "Seed set"))

@@ -10,8 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.artifact import RunDirectory
-from app.errors import RunError
-from app.model.load import require_range
+from app.errors import RunError, require_ranges
 
 STEP_FILES = "step-*.ckpt"
 
@@ -33,8 +32,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every: int = 50, keep: int = 2, monitor: str = "val/loss") -> None:
-        require_range("checkpoints.every", every, 1, 10**9)
-        require_range("checkpoints.keep", keep, 1, 10**6)
+        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, 10**6)})
         self.every, self.keep, self.monitor = every, keep, monitor
         self.best: float | None = None
         self.best_step = 0
@@ -95,7 +93,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     """Lightning's checkpoint, whole or not at all: written beside, flushed to disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    trainer.save_checkpoint(part)
+    trainer.save_checkpoint(part, weights_only=False)
     if trainer.is_global_zero:
         with part.open("rb+") as written:
             os.fsync(written.fileno())

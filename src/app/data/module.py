@@ -1,11 +1,11 @@
 """SFTDataModule: prepared or raw data to batches, for Lightning."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,8 +15,10 @@ from app.data.prepare import load_splits
 from app.data.records import Conversation, dump_line, read_prepared
 from app.data.sampler import EpochBatchSampler
 from app.data.tokenize import Encoding, encode, load_tokenizer
-from app.errors import ConfigError, DataError, several
+from app.errors import DataError, require_ranges, several
 from app.families import get_family
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 TooLong = Literal["drop", "truncate", "error"]
@@ -59,22 +61,23 @@ class SFTDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        faults = [
-            f"data.{name} is {value}; it must be at least {least}"
-            for name, value, least in (
-                ("max_length", max_length, 8),
-                ("batch_size", batch_size, 1),
-                ("eval_batch_size", eval_batch_size, 1),
-                ("workers", workers, 0),
-            )
-            if value < least
-        ]
-        if faults:
-            raise ConfigError(several("options out of range", faults), remedy="correct them")
+        most = 10**9
+        require_ranges(
+            "data",
+            {
+                "max_length": (max_length, 8, most),
+                "batch_size": (batch_size, 1, most),
+                "eval_batch_size": (eval_batch_size, 1, most),
+                "val_fraction": (val_fraction, 0, 0.9),
+                "test_fraction": (test_fraction, 0, 0.9),
+                "workers": (workers, 0, 1024),
+            },
+        )
         self.path, self.base, self.family, self.revision = path, base, get_family(family), revision
         self.max_length, self.too_long = max_length, too_long
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.val_fraction, self.test_fraction, self.columns, self.seed = val_fraction, test_fraction, columns, seed
+        self.conversations: dict[str, list[Conversation]] = {}
         self.rows: dict[str, list[Encoding]] = {}
         self.fingerprint: DataFingerprint | None = None
         self._begin = (0, 0)
@@ -95,6 +98,7 @@ class SFTDataModule(LightningDataModule):
             sha256={name: sha256_text("".join(map(dump_line, rows))) for name, rows in splits.items()},
             samples={name: len(rows) for name, rows in splits.items()},
         )
+        self.conversations = splits
         self.rows = {name: self._encode(name, rows) for name, rows in splits.items()}
         if not self.rows["train"]:
             raise DataError(
@@ -103,7 +107,7 @@ class SFTDataModule(LightningDataModule):
                 remedy="see the report of `python -m app prepare`; raise data.max_length if all rows are too long",
             )
         if not self.rows["val"]:
-            rank_zero_warn("there is no validation split: early stopping and best checkpoints have nothing to go by")
+            log.warning("there is no validation split: early stopping and best checkpoints have nothing to go by")
 
     def _read(self) -> dict[str, list[Conversation]]:
         folder = Path(self.path)
@@ -147,16 +151,17 @@ class SFTDataModule(LightningDataModule):
             )
         if long:
             fate = "truncated: their answers do not end" if self.too_long == "truncate" else "dropped"
-            rank_zero_warn(
+            log.warning(
                 f"{long} of {len(conversations)} rows of {split} exceed data.max_length {self.max_length}: {fate}"
             )
         trained = sum(sum(row.trained) for row in rows)
-        rank_zero_info(
+        log.info(
             f"{split}: {len(rows)} rows, {sum(len(row.input_ids) for row in rows)} tokens, {trained} of them trained"
         )
         return rows
 
-    def _collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
+        """Rows padded at the end to the longest: input_ids [B, T], attention_mask [B, T], trained [B, T]."""
         width = max(len(row.input_ids) for row in rows)
         input_ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))  # [B, T]
         attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
@@ -172,7 +177,7 @@ class SFTDataModule(LightningDataModule):
         rows: Any = self.rows[split]
         # A generator of its own: drawing worker seeds from the global one would change the run's random numbers.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(rows, num_workers=self.workers, collate_fn=self._collate, generator=generator, **order)
+        return DataLoader(rows, num_workers=self.workers, collate_fn=self.collate, generator=generator, **order)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Encoding]:
         lengths = [len(row.input_ids) for row in self.rows[split]]
