@@ -1,16 +1,13 @@
 """The trainer's commands: fit, validate and test, by LightningCLI."""
 
-import difflib
 import logging
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,6 +22,7 @@ from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
 from app.callbacks.record import RunRecorder
 from app.callbacks.throughput import Throughput
+from app.commands.options import BriefErrors
 from app.data.module import SFTDataModule
 from app.errors import AppError, RunError
 from app.model.load import pick_device
@@ -42,32 +40,8 @@ DEFAULTS = {
 }
 
 
-class Parser(LightningArgumentParser):
-    """Errors are one message with a suggestion, not three screens of usage."""
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        print(f"error: {message}{suggestion(message, option_names(self))}", file=sys.stderr)
-        print("  help:   python -m app fit --help, or fit --print_config for a whole configuration", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def option_names(parser: ArgumentParser) -> set[str]:
-    """Every option of the parser and of its subcommands, as written in YAML."""
-    names = set()
-    for action in parser._actions:
-        names.add(action.dest)
-        for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
-            names |= option_names(subparser)
-    return names
-
-
-def suggestion(message: str, known: set[str]) -> str:
-    """A line with the option that was probably meant, if the message quotes one that does not exist."""
-    for key in re.findall(r"(?:--|['\"])([A-Za-z_][\w.]*)", message):
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-        if close and key not in known:
-            return f"\n  remedy: did you mean {close[0]}?"
-    return ""
+class Parser(BriefErrors, LightningArgumentParser):
+    """LightningCLI's parser with errors of one message."""
 
 
 class AppCLI(LightningCLI):
