@@ -138,9 +138,13 @@ def staging(output: Path) -> Iterator[Path]:
     folder.chmod(0o755)  # mkdtemp's is for its owner alone
     try:
         yield folder
-        if output.is_dir():
-            output.rmdir()  # only an empty one comes here, and Windows does not rename onto it
-        folder.rename(output)
+        try:
+            if output.is_dir():
+                output.rmdir()  # an empty one: Windows does not rename onto it
+            folder.rename(output)
+        except OSError:
+            if missing_from(output):  # otherwise another process was first, with the same model
+                raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
