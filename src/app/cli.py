@@ -98,7 +98,6 @@ class AppCLI(LightningCLI):
         kwargs["check_val_every_n_epoch"] = None
         kwargs["default_root_dir"] = str(run.path)
         kwargs["enable_model_summary"] = False
-        kwargs["enable_checkpointing"] = self.subcommand == "fit"
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(run, config.wandb)
         else:
