@@ -64,7 +64,7 @@ def test_any_delimiter_and_line_end(tmp_path: Path, delimiter: str, end: str) ->
     ],
 )
 def test_any_quoting(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken = [(f'He said "no {n}", twice', f'It\'s "fine", isn\'t it? {n}') for n in range(20)]
+    spoken = [(f'He said "no {n}", twice', f"It's \"fine\", isn't it? {n}") for n in range(20)]
     monkeypatch.setattr(f"{__name__}.ROWS", spoken)
     path = tmp_path / "rows.csv"
     path.write_text(as_csv(**options))
@@ -278,7 +278,9 @@ def test_whatever_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, 
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=400), start=st.sampled_from([b"", b"question,answer\n", b"[", b'{"question": ', b"PAR1"]))
+@given(
+    data=st.binary(max_size=400), start=st.sampled_from([b"", b"question,answer\n", b"[", b'{"question": ', b"PAR1"])
+)
 @example(data=b"\xff\xfe\x00", start=b"")
 @example(data=b"\x28\xb5\x2f\xfd\x00", start=b"")
 @example(data=b"\x1f\x8b", start=b"")
