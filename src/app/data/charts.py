@@ -12,12 +12,14 @@ def bars(rows: Mapping[str, int], *, tone: str = "accent") -> str:
     if not rows:
         return '<p class="quiet">none</p>'
     top = max(1, *rows.values())
-    lines = [
-        f'<div class="bar" title="{escape(name)}: {value:,}"><span class="name">{escape(name)}</span>'
-        f'<span class="track"><span class="fill {tone}" style="width:{max(0.5, 100 * value / top) if value else 0:.2f}%"></span></span>'
-        f'<span class="value">{value:,}</span></div>'
-        for name, value in rows.items()
-    ]
+    lines = []
+    for name, value in rows.items():
+        width = max(0.5, 100 * value / top) if value else 0.0
+        lines.append(
+            f'<div class="bar" title="{escape(name)}: {value:,}"><span class="name">{escape(name)}</span>'
+            f'<span class="track"><span class="fill {tone}" style="width:{width:.2f}%"></span></span>'
+            f'<span class="value">{value:,}</span></div>'
+        )
     return f'<div class="bars">{"".join(lines)}</div>'
 
 

@@ -37,7 +37,8 @@ def page(value: Mapping[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Data report: {escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+        f"<title>Data report: {escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
     )
 
 
@@ -149,7 +150,8 @@ def _languages(languages: Mapping[str, Any]) -> str:
 def _split_facts(value: Mapping[str, Any]) -> str:
     rule = value["split_rule"]
     return (
-        f'<p class="quiet">Seed {rule["seed"]}; {rule["val_fraction"]:.0%} validation, {rule["test_fraction"]:.0%} test; '
+        f'<p class="quiet">Seed {rule["seed"]}; {rule["val_fraction"]:.0%} validation, '
+        f"{rule['test_fraction']:.0%} test; "
         f"{rule['rows_moved']:,} rows moved to their likes' side; {rule['rows_torn']:,} could not be kept together.</p>"
     )
 
@@ -169,8 +171,8 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f'<details><summary><i class="dot {tone}"></i><b>{escape(finding["title"])}</b> '
             f"<small>{_VERBS[finding['action']]} {finding['rows_found']:,}</small></summary>"
-            f'<p>Remedy: {escape(finding["remedy"])}.</p><div class="scroll"><table class="wide left">{rows}</table></div>'
-            f"{more}</details>"
+            f'<p>Remedy: {escape(finding["remedy"])}.</p><div class="scroll">'
+            f'<table class="wide left">{rows}</table></div>{more}</details>'
         )
     return "".join(parts)
 

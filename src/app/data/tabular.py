@@ -58,8 +58,8 @@ def records(
 ) -> Iterator[tuple[int, Row, int]]:
     """The records of a CSV file: (line they begin on, cells or what is wrong, bytes consumed).
 
-    A quote that is never closed would swallow the rows after it. Where a record of several lines is not a whole row, but
-    its further lines are rows by themselves, only its first line is rejected and the others are read again.
+    A quote that is never closed would swallow the rows after it. Where a record of several lines is not a whole row,
+    but its further lines are rows by themselves, only its first line is rejected and the others are read again.
 
     Args:
         source: numbered lines.
