@@ -7,6 +7,7 @@ whoever leaves is replaced by the last one, and the batch stays a view of the ca
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import cast
 
 from app.data.records import Message
@@ -38,13 +39,24 @@ class Engine:
         slots: requests that run at once; more wait.
         context: tokens of prompt and answer together; by default what the model and the free memory allow.
         speculate: draft by prompt lookup (`app.generate.speculate`); changes the speed only.
+        reuse: keep what a slot's last request left when the next one begins with the same tokens, as each turn of a
+            chat does. Its scores then come from other batch shapes than a fresh reading's, so that in bfloat16 a
+            seed's text may depend on what was asked before.
 
     Raises:
         ConfigError: ``slots`` or ``context`` is out of range.
         MachineError: the cache does not fit into memory.
     """
 
-    def __init__(self, session: Session, *, slots: int = 8, context: int | None = None, speculate: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        slots: int = 8,
+        context: int | None = None,
+        speculate: bool = True,
+        reuse: bool = False,
+    ) -> None:
         self._session = session
         self._forward = Forward(session.model, slots=slots, context=context)
         self._slots = slots
@@ -53,6 +65,10 @@ class Engine:
         self._stop_ids = frozenset(ids[token] for token in session.family.stop_tokens)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
+        self._reuse = reuse
+        # Tokens whose keys and values a free slot still holds, and the adapters they were made with.
+        self._left: dict[int, list[int]] = {}
+        self._adapters = self._forward.adapters
 
     @property
     def context(self) -> int:
@@ -64,6 +80,14 @@ class Engine:
         """Whether a request waits or runs."""
         return bool(self._waiting or self._running)
 
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+            DataError: it does not end with a question, or holds a control token.
+        """
+        return len(self._ids(prompt))
+
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids.
 
@@ -71,11 +95,7 @@ class Engine:
             DataError: it is empty, does not end with a question, holds a control token or an id out of range, or
                 leaves no room for an answer.
         """
-        if prompt and all(isinstance(part, int) for part in prompt):
-            ids = [int(part) for part in cast(Sequence[int], prompt)]
-        else:
-            messages = cast(Sequence[Message], prompt)
-            ids = encode(messages, self._session.tokenizer, self._session.family, answer_next=True).input_ids
+        ids = self._ids(prompt)
         if not all(0 <= token < self._forward.vocabulary for token in ids):
             raise DataError(
                 f"the prompt holds token ids outside 0 … {self._forward.vocabulary - 1}",
@@ -87,6 +107,12 @@ class Engine:
                 remedy="shorten the prompt, or open the engine with a longer context",
             )
         return ids
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if prompt and all(isinstance(part, int) for part in prompt):
+            return [int(part) for part in cast(Sequence[int], prompt)]
+        messages = cast(Sequence[Message], prompt)
+        return encode(messages, self._session.tokenizer, self._session.family, answer_next=True).input_ids
 
     def submit(self, prompt: Prompt, sampling: Sampling, on_chunk: Callable[[Chunk], None] | None = None) -> Request:
         """Queues a request; `step` works on it.
@@ -120,10 +146,12 @@ class Engine:
             self._waiting.remove(request)
             request.finish("cancelled")
         self._release()
+        if self._forward.adapters != self._adapters:
+            assert not self._running, "the adapter was switched while requests were running"
+            self._adapters = self._forward.adapters
+            self._left.clear()
         while self._waiting and len(self._running) < self._slots:
-            request = self._waiting.popleft()
-            request.slot = len(self._running)
-            self._running.append(request)
+            self._admit(self._waiting.popleft())
         self._prefill()
         self._decode()
         self._release()
@@ -193,6 +221,15 @@ class Engine:
                 self.step()
         return [_finished(requests[index]) for index in range(len(prompts))]
 
+    def _admit(self, request: Request) -> None:
+        """Gives a request the first free slot, with what it can use of the tokens left there."""
+        request.slot = len(self._running)
+        self._running.append(request)
+        left = self._left.pop(request.slot, [])
+        # The prompt's last token is read again in any case: its scores choose the first token of the answer.
+        pairs = zip(request.tokens[:-1], left, strict=False)
+        request.computed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
     def _prefill(self) -> None:
         """Reads the next chunk of the prompts not yet read; a prompt's end gives its answer's first token."""
         unread = [r for r in self._running if r.written == 0]
@@ -256,6 +293,8 @@ class Engine:
         """Finished requests leave; the last running one moves into each slot that falls free."""
         for request in [r for r in self._running if r.answer is not None]:
             last = self._running.pop()
+            if self._reuse and last is request:
+                self._left[request.slot] = request.tokens[: request.computed]
             if last is not request:
                 self._forward.cache.move(last.slot, request.slot, last.computed)
                 last.slot = request.slot

@@ -52,6 +52,14 @@ class Forward:
         self.vocabulary = int(config.vocab_size)
         self.cache = SlotCache(config, slots=slots, context=self.context, dtype=self._dtype, device=self._device)
         self._window: int | None = getattr(config, "sliding_window", None)
+        self._adapted = next((m for m in self._model.modules() if hasattr(m, "disable_adapters")), None)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that are on: what the cache holds is only good under the same ones."""
+        if self._adapted is None or self._adapted.disable_adapters:
+            return ()
+        return tuple(self._adapted.active_adapters)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> Tensor:

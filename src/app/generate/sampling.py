@@ -157,13 +157,14 @@ def distribution(scores: Tensor, options: Sampling) -> tuple[Tensor, Tensor]:
     size = scores.numel()
     if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
         return torch.arange(size, device=scores.device), torch.softmax(scores, -1)
-    limit = min(options.top_k or size, size)
-    total = scores.exp().sum()
-    kept, ids = scores.topk(min(limit, _HEAD))
-    if limit > _HEAD and not _holds_all(kept, total, options):
-        kept, ids = scores.topk(limit)
     if options.top_k:
+        kept, ids = scores.topk(min(options.top_k, size))
         total = kept.exp().sum()
+    else:
+        total = scores.exp().sum()
+        kept, ids = scores.topk(min(_HEAD, size))
+        if not _holds_all(kept, total, options):
+            kept, ids = scores.topk(size)
     probabilities = kept.exp() / total
     if options.top_p < 1:
         # A token stays while those before it hold less than top_p: the best one always does.

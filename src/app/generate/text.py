@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# A character has at most four bytes (RFC 3629) and a token at least one: more than three tokens that still do not
-# make a character never will.
+# A character has at most four bytes (RFC 3629) and a token at least one: an end that is still broken after three more
+# tokens will never be a character.
 _LONGEST_WAIT = 3
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -29,10 +29,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        # Decoding starts at _anchor, a little before the first token not yet turned into text (_read): whether a
-        # piece begins with a space depends on the one before it.
+        # Decoding starts at _anchor and not at the newest token: whether a piece begins with a space depends on the
+        # one before it. Up to _read the tokens make whole characters; _shown characters after _anchor are out.
         self._anchor = 0
         self._read = 0
+        self._shown = 0
+        self._waited = 0
         self._held = ""
 
     def push(self, token: int) -> str:
@@ -45,20 +47,21 @@ class Detokenizer:
         return self._release(self._decode(final=True), final=True)
 
     def _decode(self, *, final: bool) -> str:
-        known = self._text(self._anchor, self._read)
-        now = self._text(self._anchor, len(self._ids))
-        if final:
-            now = now.rstrip(_BROKEN)
-        elif now.endswith(_BROKEN) and len(self._ids) - self._read <= _LONGEST_WAIT:
-            return ""
-        if len(now) <= len(known):
-            return ""
-        self._anchor, self._read = self._read, len(self._ids)
-        return now[len(known) :]
+        text = self._text(self._anchor)
+        whole = text.rstrip(_BROKEN)
+        self._waited = self._waited + 1 if len(whole) < len(text) else 0
+        if self._waited > _LONGEST_WAIT and not final:
+            whole, self._waited = text, 0
+        new = whole[self._shown :]
+        self._shown = max(self._shown, len(whole))
+        if new and len(whole) == len(text):
+            self._anchor, self._read = self._read, len(self._ids)
+            self._shown = len(self._text(self._anchor))
+        return new
 
-    def _text(self, start: int, end: int) -> str:
+    def _text(self, start: int) -> str:
         text: str = self._tokenizer.decode(
-            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
 
