@@ -119,21 +119,22 @@ def find_checkpoint(run: RunDirectory, name: str) -> Path:
     """The file that ``--ckpt_path`` means: "last", "best", or a path.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it is damaged.
     """
     if name == "last":
         steps = sorted(run.checkpoints.glob(STEP_FILES))
-        if steps:
-            return steps[-1]
-        raise RunError(
-            f"{run.path} holds no checkpoint to go on from",
-            where="--ckpt_path last",
-            remedy="start without --ckpt_path; the first checkpoint is written after checkpoints.every steps",
-        )
-    path = run.checkpoints / "best.ckpt" if name == "best" else Path(name)
+        if not steps:
+            raise RunError(
+                f"{run.path} holds no checkpoint to go on from",
+                where="--ckpt_path last",
+                remedy="start without --ckpt_path; the first checkpoint is written after checkpoints.every steps",
+            )
+        path = steps[-1]
+    else:
+        path = run.checkpoints / "best.ckpt" if name == "best" else Path(name)
     if not path.is_file():
         raise RunError(
-            f"no checkpoint {path}", where="--ckpt_path", remedy="use last, best, or the path of a .ckpt file"
+            f"there is no checkpoint {path}", where="--ckpt_path", remedy="use last, best, or the path of a .ckpt file"
         )
     try:
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
@@ -141,6 +142,6 @@ def find_checkpoint(run: RunDirectory, name: str) -> Path:
         raise RunError(
             f"the checkpoint {path} is damaged: {str(fault).splitlines()[0]}",
             where="--ckpt_path",
-            remedy="use the one before it",
+            remedy="use the one before it: --ckpt_path FILE",
         ) from fault
     return path
