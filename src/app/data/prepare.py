@@ -32,7 +32,6 @@ def load_splits(
     val_fraction: float = 0.05,
     test_fraction: float = 0.05,
     columns: Mapping[str, str] | None = None,
-    shape: ShapeName | None = None,
 ) -> dict[str, list[Conversation]]:
     """The conversations of a raw file, folder or hub data set, per split: what `prepare` would write, in memory.
 
@@ -42,17 +41,36 @@ def load_splits(
     """
     with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
         output = Path(folder) / "data"
-        report = prepare(
-            [source], output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction,
-            columns=columns, shape=shape,
-        )  # fmt: skip
-        if not report.value["counts"]["rows_kept"]:
-            faults = [f"{f['rows_found']} rows: {f['title']}; {f['remedy']}" for f in report.value["findings"]]
-            raise DataError(
-                several(f"no row of {source} can be trained on", faults),
-                remedy=f"run `python -m app prepare {source}`, whose report names every row",
-            )
+        prepare_for_training(
+            source, output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns
+        )
         return {split: list(read_prepared(output / f"{split}.jsonl")) for split in SPLITS}
+
+
+def prepare_for_training(
+    source: str,
+    output: Path,
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    columns: Mapping[str, str] | None,
+) -> None:
+    """`prepare` of one input for `fit`, which needs at least one row.
+
+    Raises:
+        DataError: it cannot be read, or no row of it can be trained on.
+        ConfigError: an option is wrong.
+    """
+    report = prepare(
+        [source], output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns
+    )
+    if not report.value["counts"]["rows_kept"]:
+        faults = [f"{f['rows_found']} rows: {f['title']}; {f['remedy']}" for f in report.value["findings"]]
+        raise DataError(
+            several(f"no row of {source} can be trained on", faults),
+            remedy=f"run `python -m app prepare {source}`, whose report names every row",
+        )
 
 
 def prepare(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,34 +25,40 @@ if TYPE_CHECKING:
 
 
 class Batch(TypedDict):
-    """Rows of equal length, padded at the end.
+    """Rows of equal length: one sample each, padded at the end, or several packed ones.
 
     Attributes:
         input_ids: [B, T] int64.
-        attention_mask: [B, T] int64, 0 where padded.
         trained: [B, T] bool, True where the token itself is one to learn.
+        attention_mask: [B, T] int64, 0 where padded; padded rows only.
+        position_ids: [B, T] int64, from 0 in each sample; packed rows only.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     trained: Tensor
+    attention_mask: NotRequired[Tensor]
+    position_ids: NotRequired[Tensor]
 
 
 def summed_loss(causal_lm: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tensor]:
     """The negative log likelihood of a batch's trained tokens, in nats, and how many they are.
 
     The head is applied at positions whose next token is trained and nowhere else. A row's first token has nothing
-    before it to be predicted from and never counts.
+    before it to be predicted from and never counts. Without an attention mask transformers lets no sample of a packed
+    row see another: a sample begins where positions do (masking_utils.find_packed_sequence_indices, 5.23).
 
     Args:
         causal_lm: the transformers model itself; peft has put its layers inside it.
-        batch: padded rows.
+        batch: padded or packed rows.
 
     Returns:
         The sum (float32 scalar, differentiable) and the count (int64 scalar).
     """
     states = causal_lm.get_decoder()(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        input_ids=batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
+        position_ids=batch.get("position_ids"),
+        use_cache=False,
     ).last_hidden_state  # [B, T, D]
     next_trained = batch["trained"][:, 1:]  # [B, T-1]
     hidden = states[:, :-1][next_trained]  # [N, D]
