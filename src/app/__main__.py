@@ -18,6 +18,10 @@ COMMANDS = {
         "is the tuned model better than its base? python -m app evaluate --run runs/mistral",
     ),
     "chat": ("app.commands.chat:main", "talk to a run or a base model: python -m app chat --run runs/mistral"),
+    "export": (
+        "app.commands.export:main",
+        "merged folder, GGUF, Ollama or BentoML, checked to be the same model: python -m app export gguf --run …",
+    ),
 }
 """Command -> (module:function called with the remaining arguments, what the help says)."""
 

@@ -1,9 +1,8 @@
 """The trainer's commands: fit, validate and test, by LightningCLI."""
 
-import difflib
 import logging
+import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
 from app.callbacks.record import RunRecorder
 from app.callbacks.throughput import Throughput
+from app.commands.options import BriefErrors
 from app.data.module import SFTDataModule
 from app.errors import AppError, RunError
 from app.model.load import pick_device
@@ -40,22 +40,8 @@ DEFAULTS = {
 }
 
 
-class Parser(LightningArgumentParser):
-    """Adds to an error about an unknown key which key was probably meant."""
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
-        super().error(message + suggestion(message, self), *args, **kwargs)
-
-
-def suggestion(message: str, parser: LightningArgumentParser) -> str:
-    """ " Did you mean …?" for a message that quotes an unknown key, else nothing."""
-    quoted = re.findall(r"[\"'`]?(?:--)?([A-Za-z_][\w.]+)[\"'`]?", message)
-    known = [action.dest for action in parser._actions if action.dest]
-    for key in quoted:
-        close = [match for match in difflib.get_close_matches(key, known, n=1, cutoff=0.75) if match != key]
-        if close and key not in known:
-            return f"\n  Did you mean {close[0]!r} instead of {key!r}?"
-    return ""
+class Parser(BriefErrors, LightningArgumentParser):
+    """LightningCLI's parser with errors of one message."""
 
 
 class AppCLI(LightningCLI):
@@ -100,7 +86,7 @@ class AppCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
         if config.trainer.accelerator in ("gpu", "cuda"):
-            pick_device("cuda")
+            pick_device("cuda", where="--trainer.accelerator")
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
@@ -111,7 +97,7 @@ class AppCLI(LightningCLI):
         kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
         kwargs["check_val_every_n_epoch"] = None
         kwargs["default_root_dir"] = str(run.path)
-        kwargs["enable_checkpointing"] = self.subcommand == "fit"
+        kwargs["enable_model_summary"] = False
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers(run, config.wandb)
         else:
@@ -159,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``fit``, ``validate`` or ``test``; returns the exit status."""
     quieten()
     try:
-        AppCLI(
+        cli = AppCLI(
             QLoRAModule,
             SFTDataModule,
             args=list(argv),
@@ -168,23 +154,42 @@ def main(argv: Sequence[str]) -> int:
             trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
             parser_kwargs={"prog": "python -m app"},
             parser_class=Parser,
+            auto_configure_optimizers=False,
         )
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    if cli.subcommand == "fit":
+        report(RunDirectory(cli.trainer.default_root_dir))
+    else:
+        metrics = cli.trainer.callback_metrics.items()
+        print("  ".join(f"{name} {float(value):.4f}" for name, value in metrics))
     return 0
 
 
+def report(run: RunDirectory) -> None:
+    """What a finished fit says last: how good, how fast, where, and what to do next."""
+    manifest = run.read_manifest()
+    result = manifest.result
+    if result.get("best_val_loss") is not None:
+        loss = result["best_val_loss"]
+        print(f"best validation loss {loss:.4f} (perplexity {math.exp(loss):.3f}) at step {result['best_step']}")
+    if "tokens_per_second" in result:
+        peak = result["peak_memory"]["process"] / 2**30
+        print(f"{result['tokens_per_second']:,.0f} tokens/s, peak memory {peak:.2f} GiB, {result['steps']} steps")
+    print(f"run {run.path}, logs {run.logs}")
+    print(f"next: python -m app evaluate --run {run.path}")
+
+
 def quieten() -> None:
-    """Silences what Lightning and its friends say that a user can do nothing about."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
-    warnings.filterwarnings("ignore", message=".*found \\d+ module\\(s\\) in eval mode.*", category=UserWarning)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    """Silences what Lightning and its friends say that a user can do nothing about; our own lines are plain."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
-
-
-def _no_tips(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡", "GPU available", "TPU available", "HPU available", "Seed set"))

@@ -4,7 +4,7 @@ Library code raises these and never prints or exits; ``app.commands.run_command`
 ``app.cli``) turn one into a single message on stderr and exit code 2. A broken invariant is an ``assert``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class AppError(Exception):
@@ -59,3 +59,24 @@ def several(title: str, faults: Iterable[str], *, limit: int = 20) -> str:
     if len(lines) > limit:
         shown.append(f"  … and {len(lines) - limit} more")
     return "\n".join(shown)
+
+
+def require_ranges(section: str, ranges: Mapping[str, tuple[float, float, float]]) -> None:
+    """Refuses options out of range, all of them at once.
+
+    Args:
+        section: of the YAML, such as "model".
+        ranges: option -> (value, least, most).
+
+    Raises:
+        ConfigError: a line per option.
+    """
+    faults = [
+        f"{section}.{name} is {value:g}; it must be from {least:g} to {most:g}"
+        for name, (value, least, most) in ranges.items()
+        if not least <= value <= most
+    ]
+    if faults:
+        raise ConfigError(
+            several("options out of range", faults), remedy="correct them in the YAML or on the command line"
+        )

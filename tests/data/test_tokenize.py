@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.conversations import check_encoding, conversations
 from transformers import PreTrainedTokenizerFast
 
 from app.data.records import Message, prompt
@@ -13,6 +12,7 @@ from app.data.render import render
 from app.data.tokenize import check_golden, encode, golden_encoding, load_tokenizer, special_ids
 from app.errors import DataError, ModelError, RunError
 from app.families import Family, get_family
+from support.conversations import check_encoding, conversations
 
 thorough = settings(max_examples=50, deadline=None, derandomize=True)
 

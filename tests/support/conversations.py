@@ -15,8 +15,8 @@ _FRAGMENTS = (
     *(" ", "  ", "\n", "\n\n", "\t", "\r\n", "\xa0", "'", '"', "\\n", "1234567", "漢字", "🙂", "e\u0301", "ﬁ", "\x1f"),
 )
 CONTROL = sorted(
-    {token for family in all_families().values() for token in (*family.chat.tokens, *family.stop_tokens)}
-    | {"<unk>", "<s>", "<mask>", "<bos>", "<eos>"}
+    {token for each in all_families().values() for token in (*each.chat.tokens, *each.stop_tokens, each.pad_token)}
+    | {"<mask>"}
 )
 
 # "▁" is a space to SentencePiece vocabularies and comes back as one; half a surrogate pair is no text.

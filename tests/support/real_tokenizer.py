@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def _llama3(content: bytes) -> Tokenizer:
     for token, rank in ranks.items():
         parts = [token[index : index + 1] for index in range(len(token))]
         while len(parts) > 2:
-            joined = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             best = min(range(len(joined)), key=joined.__getitem__)
             if joined[best] >= rank:
                 break  # Unreachable by merging: ignore_merges finds it whole.

@@ -10,8 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.artifact import RunDirectory
-from app.errors import RunError
-from app.model.load import require_range
+from app.errors import RunError, require_ranges
 
 STEP_FILES = "step-*.ckpt"
 
@@ -33,8 +32,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every: int = 50, keep: int = 2, monitor: str = "val/loss") -> None:
-        require_range("checkpoints.every", every, 1, 10**9)
-        require_range("checkpoints.keep", keep, 1, 10**6)
+        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, 10**6)})
         self.every, self.keep, self.monitor = every, keep, monitor
         self.best: float | None = None
         self.best_step = 0
@@ -95,7 +93,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     """Lightning's checkpoint, whole or not at all: written beside, flushed to disk, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    trainer.save_checkpoint(part)
+    trainer.save_checkpoint(part, weights_only=False)
     if trainer.is_global_zero:
         with part.open("rb+") as written:
             os.fsync(written.fileno())
@@ -121,21 +119,22 @@ def find_checkpoint(run: RunDirectory, name: str) -> Path:
     """The file that ``--ckpt_path`` means: "last", "best", or a path.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it is damaged.
     """
     if name == "last":
         steps = sorted(run.checkpoints.glob(STEP_FILES))
-        if steps:
-            return steps[-1]
-        raise RunError(
-            f"{run.path} holds no checkpoint to go on from",
-            where="--ckpt_path last",
-            remedy="start without --ckpt_path; the first checkpoint is written after checkpoints.every steps",
-        )
-    path = run.checkpoints / "best.ckpt" if name == "best" else Path(name)
+        if not steps:
+            raise RunError(
+                f"{run.path} holds no checkpoint to go on from",
+                where="--ckpt_path last",
+                remedy="start without --ckpt_path; the first checkpoint is written after checkpoints.every steps",
+            )
+        path = steps[-1]
+    else:
+        path = run.checkpoints / "best.ckpt" if name == "best" else Path(name)
     if not path.is_file():
         raise RunError(
-            f"no checkpoint {path}", where="--ckpt_path", remedy="use last, best, or the path of a .ckpt file"
+            f"there is no checkpoint {path}", where="--ckpt_path", remedy="use last, best, or the path of a .ckpt file"
         )
     try:
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
@@ -143,6 +142,6 @@ def find_checkpoint(run: RunDirectory, name: str) -> Path:
         raise RunError(
             f"the checkpoint {path} is damaged: {str(fault).splitlines()[0]}",
             where="--ckpt_path",
-            remedy="use the one before it",
+            remedy="use the one before it: --ckpt_path FILE",
         ) from fault
     return path

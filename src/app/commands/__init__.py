@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from app.errors import AppError
@@ -21,18 +22,19 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
         name: of the command, for the help text.
     """
     from docstring_parser import parse
-    from jsonargparse import ArgumentParser
+
+    from app.commands.options import CommandParser
 
     documentation = parse(function.__doc__ or "")
     parameters = inspect.signature(function).parameters.values()
     # jsonargparse reads a list from one argument, as JSON; on a command line people write several.
     many = [p.name for p in parameters if p.annotation == list[str] and p.default is p.empty]
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
-    parser = ArgumentParser(prog=f"python -m app {name}", description=documentation.short_description)
+    parser = CommandParser(prog=f"python -m app {name}", description=documentation.short_description)
     for parameter in many:
         text = next((p.description for p in documentation.params if p.arg_name == parameter), None)
         parser.add_argument(parameter, nargs="+", help=text)
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(many))
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=set(many))
     try:
         parsed: dict[str, Any] = parser.parse_args(_explicit(argv, flags)).as_dict()
         return int(function(**parsed))
@@ -43,8 +45,7 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
 
 def _explicit(argv: Sequence[str], flags: set[str]) -> list[str]:
     """The arguments with ``=true`` behind every flag that no value follows."""
-    following = [*argv[1:], ""]
     return [
         f"{argument}=true" if argument in flags and after not in ("true", "false") else argument
-        for argument, after in zip(argv, following, strict=True)
+        for argument, after in zip_longest(argv, argv[1:])
     ]

@@ -7,6 +7,7 @@ rows in = rows out + rows rejected holds for any bytes.
 import codecs
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from app.data.shapes import find_shape
 from app.errors import DataError
 
 Format = Literal["csv", "jsonl", "json", "parquet", "text"]
@@ -28,8 +30,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a damaged compressed stream raises (zstandard's own error is turned into EOFError)."""
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, OSError)
+"""What reading a damaged compressed stream or disk raises (zstandard's own error is turned into EOFError)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,25 +84,40 @@ class TextFacts:
 
 
 class _Zstd(io.RawIOBase):
-    """zstandard's reader with its errors as EOFError, so that callers know one kind of damage."""
+    """Decompressed bytes of zstd frames; damage, and an end within a frame, is an EOFError (as gzip has it).
+
+    zstandard's own stream reader ends quietly where a file was cut off.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
 
         self._error = zstandard.ZstdError
+        self._new = zstandard.ZstdDecompressor().decompressobj
         self._raw = raw
-        self._reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        self._frame: Any = None
+        self._left = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._reader.read(len(buffer))
-        except self._error as fault:
-            raise EOFError(str(fault)) from fault
-        buffer[: len(data)] = data
-        return len(data)
+        while not self._left:
+            packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            packed = packed or self._raw.read(_BLOCK // 4)
+            if not packed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("it ends within a frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = self._new()
+            try:
+                self._left = self._frame.decompress(packed)
+            except self._error as fault:
+                raise EOFError(str(fault)) from fault
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
 
     def close(self) -> None:
         self._raw.close()
@@ -196,17 +213,19 @@ def _encoding(head: bytes, *, good: int, bad: int, sample: bytes) -> tuple[str, 
 def _code_page(sample: bytes) -> str:
     """The legacy encoding of lines with high bytes.
 
-    In western European text accented letters stand alone among ASCII ones; in Cyrillic, Greek or East Asian code
-    pages high bytes come in runs. Telling the western ones apart by frequency guesses wrong on short texts
-    (charset-normalizer takes German cp1252 for cp1250), so a lone-letter text is cp1252 if all its bytes are.
+    In Latin text accented letters stand alone or in pairs among ASCII ones; in Cyrillic, Greek or East Asian code pages
+    high bytes come in runs. Latin code pages cannot be told apart by frequency on short texts (charset-normalizer takes
+    German cp1252 for cp1250), so such a text is cp1252 if its letters are western ones, unless it has the Czech or
+    Polish letters that make no sense there: š or ž beside è, ì, ø or ù, and ³, ¹ or ¿ within a word.
     """
     high = len(re.findall(rb"[\x80-\xff]", sample))
-    in_runs = len(re.findall(rb"(?<=[\x80-\xff])[\x80-\xff]", sample))
-    western = set("äöüßÄÖÜéèêëàâáãåçñóòôõíìîïúùûøØæÆœŒÅÉÈÀÁÇÑÓÍÚ€„“”‘’‚–—…«»°§£©®™²³µ½¼¾¿¡·ªº\xa0•†‰‹›ÿ´×÷¢¥±¶")
-    decoded = sample.decode("cp1252", "replace")
-    fitting = sum(1 for letter in decoded if letter in western)
-    if in_runs < 0.3 * high and fitting >= 0.9 * high:
-        return "cp1252"
+    in_runs = len(re.findall(rb"(?<=[\x80-\xff]{2})[\x80-\xff]", sample))
+    western = set("äöüßÄÖÜéèêëàâáãåçñóòôõíìîïúùûøØæÆœŒÅÉÈÀÁÇÑÓÍÚŠšŽžÝý€„“”‘’‚“–—…«»°§£©®™²³µ½¼¾¿¡·ªº\xa0•†‰‹›ÿ´×÷¢¥±¶¹")
+    fitting = sum(1 for letter in sample.decode("cp1252", "replace") if letter in western)
+    if in_runs < 0.2 * high and fitting >= 0.9 * high:
+        czech = re.search(rb"[\x9a\x9e]", sample) and re.search(rb"[\xe8\xec\xf8\xf9]", sample)
+        polish = re.search(rb"[a-z][\xb3\xb9\xbf][a-z]", sample)
+        return "cp1250" if czech or polish else "cp1252"
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample).best()
@@ -290,15 +309,14 @@ def _sniff(head: str, magic: bytes, claimed: Format | None) -> Format:
         return "parquet"
     start = head.lstrip()
     if start.startswith("{"):
-        import json
-
         first = start.split("\n", 1)[0]
         try:
-            json.loads(first)
+            value = json.loads(first)
         except (ValueError, RecursionError):
             # A pretty-printed object goes on after its brace; anything longer is a JSONL whose first line is bad.
             return "json" if len(first.strip()) < 3 or claimed == "json" else "jsonl"
-        return "jsonl"
+        wraps_rows = find_shape(tuple(value)) is None and any(isinstance(part, list) for part in value.values())
+        return "json" if wraps_rows else "jsonl"
     if start.startswith("[") and re.match(r"\[\s*(\{|\[|\"|\]|$)", start):
         return "json"
     if claimed in ("jsonl", "text"):

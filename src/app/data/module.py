@@ -1,25 +1,29 @@
 """SFTDataModule: prepared or raw data to batches, for Lightning."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.fabric.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from app.artifact import DataFingerprint, sha256_text
-from app.data.prepare import load_splits
-from app.data.records import Conversation, dump_line, read_prepared
+from app.artifact import DataFingerprint
+from app.data.cache import TokenTable
+from app.data.lengths import TooLong
+from app.data.pack import Packed, PackedRows, best_fit_decreasing, efficiency
+from app.data.records import Conversation
 from app.data.sampler import EpochBatchSampler
-from app.data.tokenize import Encoding, encode, load_tokenizer
-from app.errors import ConfigError, DataError, several
+from app.data.split import SPLITS
+from app.data.tokenize import Encoding, load_tokenizer
+from app.data.tokenized import prepared_folder, split_conversations, split_hash, tokenized
+from app.errors import DataError, require_ranges
 from app.families import get_family
 
-SPLITS = ("train", "val", "test")
-TooLong = Literal["drop", "truncate", "error"]
+log = logging.getLogger(__name__)
 
 
 class SFTDataModule(LightningDataModule):
@@ -33,6 +37,8 @@ class SFTDataModule(LightningDataModule):
         revision: of the base (linked to model.revision).
         max_length: tokens per row.
         too_long: what becomes of longer rows: drop them, truncate them at the end, or stop with an error.
+        packing: put several samples into each training row of max_length tokens, with no attention between them: no
+            padding, so more trained tokens a step; a step then holds several times as many samples.
         batch_size: rows per training micro-batch.
         eval_batch_size: rows per validation or test batch.
         val_fraction: of raw data, held out for validation.
@@ -50,6 +56,7 @@ class SFTDataModule(LightningDataModule):
         revision: str | None = None,
         max_length: int = 2048,
         too_long: TooLong = "drop",
+        packing: bool = False,
         batch_size: int = 1,
         eval_batch_size: int = 1,
         val_fraction: float = 0.05,
@@ -59,28 +66,31 @@ class SFTDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        faults = [
-            f"data.{name} is {value}; it must be at least {least}"
-            for name, value, least in (
-                ("max_length", max_length, 8),
-                ("batch_size", batch_size, 1),
-                ("eval_batch_size", eval_batch_size, 1),
-                ("workers", workers, 0),
-            )
-            if value < least
-        ]
-        if faults:
-            raise ConfigError(several("options out of range", faults), remedy="correct them")
+        most = 10**9
+        require_ranges(
+            "data",
+            {
+                "max_length": (max_length, 8, most),
+                "batch_size": (batch_size, 1, most),
+                "eval_batch_size": (eval_batch_size, 1, most),
+                "val_fraction": (val_fraction, 0, 0.9),
+                "test_fraction": (test_fraction, 0, 0.9),
+                "workers": (workers, 0, 1024),
+            },
+        )
         self.path, self.base, self.family, self.revision = path, base, get_family(family), revision
         self.max_length, self.too_long = max_length, too_long
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.val_fraction, self.test_fraction, self.columns, self.seed = val_fraction, test_fraction, columns, seed
-        self.rows: dict[str, list[Encoding]] = {}
+        self.packing = packing
+        self.rows: dict[str, TokenTable] = {}
+        self.packed: PackedRows | None = None
+        self._folder: Path | None = None
         self.fingerprint: DataFingerprint | None = None
         self._begin = (0, 0)
 
     def setup(self, stage: str) -> None:
-        """Reads and tokenises every split once.
+        """Reads and tokenises every split, or maps what an earlier start has tokenised.
 
         Raises:
             DataError: no data, or no row that can be trained on.
@@ -89,13 +99,29 @@ class SFTDataModule(LightningDataModule):
         if self.rows:
             return
         self.tokenizer = load_tokenizer(self.base, self.family, revision=self.revision)
-        splits = self._read()
-        self.fingerprint = DataFingerprint(
-            source=self.path,
-            sha256={name: sha256_text("".join(map(dump_line, rows))) for name, rows in splits.items()},
-            samples={name: len(rows) for name, rows in splits.items()},
+        self._folder = prepared_folder(
+            self.path,
+            seed=self.seed,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            columns=self.columns,
         )
-        self.rows = {name: self._encode(name, rows) for name, rows in splits.items()}
+        hashes = {name: split_hash(self._folder, name) for name in SPLITS}
+        self.rows = {
+            name: tokenized(
+                self._folder,
+                name,
+                hashes[name],
+                self.tokenizer,
+                self.family,
+                max_length=self.max_length,
+                too_long=self.too_long,
+            )
+            for name in SPLITS
+        }
+        self.fingerprint = DataFingerprint(
+            source=self.path, sha256=hashes, samples={name: len(rows) for name, rows in self.rows.items()}
+        )
         if not self.rows["train"]:
             raise DataError(
                 f"{self.path} has no row to train on",
@@ -103,60 +129,22 @@ class SFTDataModule(LightningDataModule):
                 remedy="see the report of `python -m app prepare`; raise data.max_length if all rows are too long",
             )
         if not self.rows["val"]:
-            rank_zero_warn("there is no validation split: early stopping and best checkpoints have nothing to go by")
+            log.warning("there is no validation split: early stopping and best checkpoints have nothing to go by")
+        if self.packing:
+            lengths = self.rows["train"].lengths.tolist()
+            bins = best_fit_decreasing(lengths, self.max_length)
+            full = efficiency(lengths, bins, self.max_length)
+            log.info(f"packed: {len(lengths)} rows in {len(bins)} of {self.max_length} tokens, {full:.1%} of them used")
+            self.packed = PackedRows(self.rows["train"], bins, self.max_length, pad_id=int(self.tokenizer.pad_token_id))
 
-    def _read(self) -> dict[str, list[Conversation]]:
-        folder = Path(self.path)
-        if (folder / "train.jsonl").is_file():
-            files = {name: folder / f"{name}.jsonl" for name in SPLITS}
-            return {name: list(read_prepared(file)) if file.exists() else [] for name, file in files.items()}
-        return load_splits(
-            self.path,
-            seed=self.seed,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            columns=self.columns,
-        )
+    @cached_property
+    def conversations(self) -> dict[str, list[Conversation]]:
+        """The text behind every split, read when first asked for."""
+        assert self._folder is not None, "setup has not run yet"
+        return {name: list(split_conversations(self._folder, name)) for name in SPLITS}
 
-    def _encode(self, split: str, conversations: Sequence[Conversation]) -> list[Encoding]:
-        rows, faults, long = [], [], 0
-        for conversation in conversations:
-            try:
-                row = encode(conversation.messages, self.tokenizer, self.family, answer_next=False)
-            except DataError as fault:
-                faults.append(f"{conversation.file}:{conversation.line} ({conversation.id}): {fault.what}")
-                continue
-            if len(row.input_ids) > self.max_length:
-                long += 1
-                if self.too_long != "truncate":
-                    continue
-                row = Encoding(input_ids=row.input_ids[: self.max_length], trained=row.trained[: self.max_length])
-            if any(row.trained[1:]):
-                rows.append(row)
-        if faults:
-            raise DataError(
-                several(f"{len(faults)} rows of {split} cannot be trained on", faults),
-                where="data.path",
-                remedy="prepare the data with `python -m app prepare`, which sets such rows aside",
-            )
-        if long and self.too_long == "error":
-            raise DataError(
-                f"{long} of {len(conversations)} rows of {split} are longer than {self.max_length} tokens",
-                where="data.max_length",
-                remedy="raise data.max_length, or choose data.too_long drop or truncate",
-            )
-        if long:
-            fate = "truncated: their answers do not end" if self.too_long == "truncate" else "dropped"
-            rank_zero_warn(
-                f"{long} of {len(conversations)} rows of {split} exceed data.max_length {self.max_length}: {fate}"
-            )
-        trained = sum(sum(row.trained) for row in rows)
-        rank_zero_info(
-            f"{split}: {len(rows)} rows, {sum(len(row.input_ids) for row in rows)} tokens, {trained} of them trained"
-        )
-        return rows
-
-    def _collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
+        """Rows padded at the end to the longest: input_ids [B, T], attention_mask [B, T], trained [B, T]."""
         width = max(len(row.input_ids) for row in rows)
         input_ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))  # [B, T]
         attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
@@ -168,27 +156,35 @@ class SFTDataModule(LightningDataModule):
             trained[index, :length] = torch.tensor(row.trained)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "trained": trained}
 
-    def _loader(self, split: str, **order: Any) -> DataLoader[Encoding]:
-        rows: Any = self.rows[split]
+    def collate_packed(self, rows: Sequence[Packed]) -> dict[str, Tensor]:
+        """Packed rows: input_ids [B, T], position_ids [B, T], trained [B, T], T = max_length; no attention mask."""
+        return {
+            "input_ids": torch.tensor([row.input_ids for row in rows]),
+            "position_ids": torch.tensor([row.position_ids for row in rows]),
+            "trained": torch.tensor([row.trained for row in rows]),
+        }
+
+    def _loader(self, rows: Any, collate: Any, order: Any) -> DataLoader[Any]:
         # A generator of its own: drawing worker seeds from the global one would change the run's random numbers.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(rows, num_workers=self.workers, collate_fn=self._collate, generator=generator, **order)
+        return DataLoader(rows, batch_sampler=order, num_workers=self.workers, collate_fn=collate, generator=generator)
 
-    def _evaluation_loader(self, split: str) -> DataLoader[Encoding]:
-        lengths = [len(row.input_ids) for row in self.rows[split]]
-        order = EpochBatchSampler(lengths, self.eval_batch_size, seed=self.seed).order(0)
-        return self._loader(split, batch_sampler=order)
+    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+        rows = self.rows[split]
+        order = EpochBatchSampler(rows.lengths.tolist(), self.eval_batch_size, seed=self.seed).order(0)
+        return self._loader(rows, self.collate, order)
 
-    def train_dataloader(self) -> DataLoader[Encoding]:
+    def train_dataloader(self) -> DataLoader[Any]:
         epoch, batch = self._begin
-        lengths = [len(row.input_ids) for row in self.rows["train"]]
+        rows, collate = (self.packed, self.collate_packed) if self.packed else (self.rows["train"], self.collate)
+        lengths = [self.max_length] * len(rows) if self.packed else self.rows["train"].lengths.tolist()
         sampler = EpochBatchSampler(lengths, self.batch_size, seed=self.seed, epoch=epoch, batch=batch)
-        return self._loader("train", batch_sampler=sampler)
+        return self._loader(rows, collate, sampler)
 
-    def val_dataloader(self) -> DataLoader[Encoding]:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Encoding]:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("test")
 
     def state_dict(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "group", "group_id", "conversation_id", "document_id", "doc_id", "thread_id", "session_id", "module",
     ),
     "id": ("id", "uuid", "_id", "row_id", "sample_id", "key"),
-    "label": ("label", "category", "class", "topic", "intent"),
+    "label": ("label", "category", "class", "topic", "intent", "kategorie"),
 }  # fmt: skip
 """Role of a column -> the names it is known by, the likeliest first; compared without case, spaces and dashes."""
 

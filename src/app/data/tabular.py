@@ -59,7 +59,7 @@ def records(
     """The records of a CSV file: (line they begin on, cells or what is wrong, bytes consumed).
 
     A quote that is never closed would swallow the rows after it. Where a record of several lines is not a whole row,
-    and most of its further lines are rows by themselves, only its first line is rejected and the others read again.
+    but its further lines are rows by themselves, only its first line is rejected and the others are read again.
 
     Args:
         source: numbered lines.
@@ -98,19 +98,22 @@ def records(
         text = "".join(str(line) for _, line, _ in taken)
         if not text.strip():
             continue
+        broken = bool(fault)
         fault = fault or f"{len(row)} cells where the header has {cells}"
-        if len(taken) > 1 and _rows_by_themselves(taken[1:], dialect, cells):
+        # Cells in the wrong number may be one bad row of several lines; broken quoting surely ends before a whole row.
+        whole = _whole_rows(taken[1:], dialect, cells)
+        if whole > (0.5 if not broken else 0):
             feed.back.extendleft(reversed(taken[1:]))
             text = str(first)
         yield number, Unreadable(kind="broken-row", detail=fault, text=text[:2000].rstrip("\n")), consumed
 
 
-def _rows_by_themselves(items: list[tuple[int, str | Unreadable, int]], dialect: Dialect, cells: int | None) -> bool:
+def _whole_rows(items: list[tuple[int, str | Unreadable, int]], dialect: Dialect, cells: int | None) -> float:
+    """The share of these lines (of the first 50 that are not blank) that are rows by themselves."""
     if cells is None or cells < 2:
-        return False
-    sample = [str(line) for _, line, _ in items[:50]]
-    good = sum(1 for line in sample if _cells(line, dialect) == cells)
-    return good * 2 > len(sample)
+        return 0.0
+    sample = [str(line) for _, line, _ in items if str(line).strip()][:50]
+    return sum(_cells(line, dialect) == cells for line in sample) / max(1, len(sample))
 
 
 def _cells(line: str, dialect: Dialect) -> int:

@@ -1,11 +1,13 @@
 """One row's checks: from fields to a Conversation, with everything wrong with it, or the reason it cannot be one."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
+from app.data.privacy import scan
 from app.data.records import Conversation, Message
 from app.data.render import role_fault
 from app.data.shapes import RowError
@@ -43,8 +45,8 @@ def control_tokens() -> re.Pattern[str]:
     return re.compile(rf"{exact}|<\|[a-z0-9_]{{2,40}}\|>")
 
 
-def check(conversation: Conversation) -> tuple[Conversation, list[Finding]]:
-    """The conversation, mended where that is safe, with what was found.
+def check(conversation: Conversation, *, redact: bool) -> tuple[Conversation, list[Finding]]:
+    """The conversation, mended where that is safe and masked if ``redact``, with what was found.
 
     Raises:
         RowError: the row cannot be trained on.
@@ -69,7 +71,16 @@ def check(conversation: Conversation) -> tuple[Conversation, list[Finding]]:
     ending = cut_off(messages[-1].content)
     if ending:
         findings.append(Finding(kind="cut-off", detail=f"it ends with {ending!r}"))
-    return replace(conversation, messages=messages), findings
+    private: Counter[str] = Counter()
+    scanned = []
+    for message in messages:
+        text, found = scan(message.content, redact=redact)
+        private += found
+        scanned.append(message if text is message.content else Message(role=message.role, content=text))
+    findings.extend(
+        Finding(kind=kind, detail=f"{count}" + (", masked" if redact else "")) for kind, count in private.items()
+    )
+    return replace(conversation, messages=tuple(scanned)), findings
 
 
 def _mend(message: Message, findings: list[Finding]) -> Message:

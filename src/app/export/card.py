@@ -62,8 +62,9 @@ def model_card(tuned: TunedModel, *, kind: str) -> str:
             "",
             f"# {facts.name}",
             "",
-            f"{tuned.family.title}, fine-tuned with {variant} (rank {config.get('r')}, alpha {config.get('lora_alpha')}) on "
-            f"{'NF4' if base.quantization == 'nf4' else '16-bit'} weights, exported as {kind} from {into}.",
+            f"{tuned.family.title}, fine-tuned with {variant} (rank {config.get('r')}, alpha "
+            f"{config.get('lora_alpha')}) on {'NF4' if base.quantization == 'nf4' else '16-bit'} weights, "
+            f"exported as {kind} from {into}.",
             "",
             "| | |",
             "|---|---|",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from app.errors import ConfigError, MachineError, ModelError
+from app.errors import ConfigError, ModelError
 from app.export.card import provenance
 from app.export.layout import Layout, make_layout, rope_tensors, write_shape
 from app.export.target import Advance, Blob, write_blobs
@@ -32,6 +32,9 @@ ALIGNMENT = 32
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 """llama.cpp's ``llama_ftype``."""
 
+FINGERPRINT = "app.fingerprint"
+"""Key of what the file was made from; llama.cpp copies it into files it makes from this one."""
+
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 
 
@@ -44,22 +47,6 @@ class Entry:
     shape: tuple[int, ...]
     kind: "GGMLQuantizationType"
     value: torch.Tensor | None = None
-
-
-def require_gguf() -> None:
-    """Refuses where the ``gguf`` package is missing.
-
-    Raises:
-        MachineError: with the line that installs it.
-    """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as fault:
-        raise MachineError(
-            "writing GGUF needs the package `gguf`, which is not installed",
-            where="export gguf",
-            remedy="pip install 'app[gguf]' (in a checkout: pip install -e '.[gguf]')",
-        ) from fault
 
 
 def file_name(tuned: TunedModel, quant: str, *, name: str | None = None) -> str:
@@ -103,6 +90,19 @@ def gguf_bytes(tuned: TunedModel, quant: str) -> int:
     return int(tuned.parameters * BITS.get(quant, 8.5) / 8) + (64 << 20)
 
 
+def is_current(tuned: TunedModel, target: Path) -> bool:
+    """Whether the file is there already, made from just these base weights and adapter."""
+    from gguf import GGUFReader
+
+    if not target.is_file():
+        return False
+    try:
+        field = GGUFReader(target).get_field(FINGERPRINT)
+    except (ValueError, IndexError, OSError):
+        return False
+    return field is not None and field.contents() == tuned.fingerprint()
+
+
 def _entries(tuned: TunedModel, layout: Layout, quant: Direct) -> Iterable[Entry]:
     """What the file holds, in the base's order; vectors stay float32, as llama.cpp computes with them."""
     from gguf import GGMLQuantizationType
@@ -133,6 +133,7 @@ def _header(
     writer.add_base_model_name(0, facts.base)
     writer.add_dataset_count(1)
     writer.add_dataset_name(0, facts.data)
+    writer.add_string(FINGERPRINT, tuned.fingerprint())
     writer.add_file_type(FILE_TYPES[quant])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     write_shape(writer, tuned.config)
@@ -181,7 +182,8 @@ def packed(weight: torch.Tensor, kind: "GGMLQuantizationType", *, name: str) -> 
                 remedy="export with --quant bf16",
             )
         return tensor_bytes(half)
-    return memoryview(np.ascontiguousarray(quants.quantize(weight.float().numpy(), kind)).reshape(-1).view(np.uint8))
+    raw: memoryview = quants.quantize(weight.float().numpy(), kind).reshape(-1).view(np.uint8).data
+    return raw
 
 
 def check_quants(quants: list[str], known: Iterable[str]) -> None:

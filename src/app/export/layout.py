@@ -122,7 +122,7 @@ def write_shape(writer: "GGUFWriter", config: Any) -> None:
     if window:
         writer.add_sliding_window(window)
     original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if original:
+    if original is not None:
         writer.add_rope_scaling_orig_ctx_len(original)
     kind = rope.get("rope_type", "default")
     if kind == "linear":
@@ -131,6 +131,7 @@ def write_shape(writer: "GGUFWriter", config: Any) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     elif kind == "longrope":
+        assert original is not None, "longrope states the context it was trained with"
         scale = config.max_position_embeddings / original
         factor = rope.get("attention_factor") or (sqrt(1 + log(scale) / log(original)) if scale > 1 else 1.0)
         writer.add_rope_scaling_attn_factors(factor)
@@ -152,7 +153,9 @@ def rope_tensors(config: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if rope.get("rope_type") == "llama3":
         size = int(head_size(config) * rope.get("partial_rotary_factor", 1.0))
         original = rope["original_max_position_embeddings"]
-        wavelengths = 2 * pi * rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float64) / size)  # [size / 2]
+        wavelengths = (
+            2 * pi * rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+        )  # [size / 2]
         low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
         share = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
         yield "rope_freqs.weight", (1 / ((1 - share) / factor + share)).float()

@@ -15,9 +15,22 @@ import torch
 from app.errors import MachineError, ModelError
 
 QUANTS = (
-    "q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k".split()
-)
-"""Types that llama.cpp makes from a 16-bit file without calibration data."""
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q5_1",
+    "q5_0",
+    "q4_k_m",
+    "q4_k_s",
+    "q4_1",
+    "q4_0",
+    "iq4_nl",
+    "iq4_xs",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+)  # fmt: skip"""Types that llama.cpp makes from a 16-bit file without calibration data."""
 
 
 ERRORS: deque[str] = deque(maxlen=5)
@@ -139,7 +152,7 @@ class LlamaCpp:
         self._llm.eval(list(ids))
         return np.array(self._llm.scores[: len(ids)], dtype=np.float32)
 
-    def greedy(self, ids: Sequence[int], *, tokens: int, stops: Sequence[int]) -> list[int]:
+    def greedy(self, ids: Sequence[int], *, tokens: int, stops: Sequence[int]) -> str:
         """The most probable continuation, at most ``tokens`` long, without the stop token."""
         self._llm.reset()
         self._llm.eval(list(ids))
@@ -150,7 +163,7 @@ class LlamaCpp:
                 break
             answer.append(best)
             self._llm.eval([best])
-        return answer
+        return self.decode(answer)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text with control tokens written out, no BOS added."""

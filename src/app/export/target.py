@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside the target, continued after a stop, put in place at once.
+"""Files and folders that are whole or not there: written beside the target, continued after a stop, placed at once.
 
 A file grows as ``.NAME.partial`` with a journal of how many tensors are safely on disk; the same command takes it up
 again if nothing it is made from has changed. Only the finished file gets its name.

@@ -71,7 +71,9 @@ class TunedModel:
     @property
     def largest(self) -> int:
         """Elements of the largest tensor that is computed with in float32."""
-        changed = [name for name in self.places if name in self.adapter.updates or (self.exact and self.quantized(name))]
+        changed = [
+            name for name in self.places if name in self.adapter.updates or (self.exact and self.quantized(name))
+        ]
         return max((prod(self.places[name].shape) for name in changed or self.places), default=0)
 
     @property
@@ -106,7 +108,7 @@ def open_tuned(run: Path, *, exact: bool = False) -> TunedModel:
     base = manifest.base
     if exact and base.quantization == "none":
         raise ConfigError(
-            "--exact merges into the 4-bit weights that the adapter was trained on, but this run trained on 16-bit ones",
+            "--exact merges into the 4-bit weights that the adapter was trained on, but this run had 16-bit ones",
             where="--exact",
             remedy="leave it out: the ordinary merge is already exact",
         )
@@ -114,10 +116,10 @@ def open_tuned(run: Path, *, exact: bool = False) -> TunedModel:
     config = read_config(base.id, family, revision=base.revision)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{base.id} is stored quantised; adding the adapter and rounding again to 4 bits would lose most of what was "
+            f"{base.id} is stored quantised; adding the adapter and rounding again to 4 bits would lose what was "
             "trained (95 % of the gain, measured)",
             where="base model",
-            remedy="merge into the 16-bit checkpoint it was made from; quantise afterwards with `export gguf --quant …`",
+            remedy="merge into the 16-bit checkpoint it was made from; `export gguf` makes small files",
         )
     tokenizer = load_tokenizer(base.id, family, revision=base.revision)
     check_golden(manifest.golden, tokenizer, family)

@@ -54,7 +54,7 @@ class TensorPlace:
         buffer = np.empty(self.nbytes, dtype=np.uint8)
         with self.file.open("rb", buffering=0) as source:
             source.seek(self.start)
-            view, got = memoryview(buffer), 0
+            view, got = buffer.data, 0
             while got < self.nbytes:
                 count = source.readinto(view[got:])
                 if not count:
@@ -150,7 +150,8 @@ def header_bytes(entries: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], me
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's bytes, without a copy where it is contiguous."""
-    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
+    raw: memoryview = tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data
+    return raw
 
 
 def _damaged(file: Path, why: str) -> ModelError:

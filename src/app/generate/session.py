@@ -33,6 +33,13 @@ class Session:
     family: Family
     manifest: Manifest | None
 
+    @property
+    def causal_lm(self) -> "PreTrainedModel":
+        """The transformers model itself; an adapter's layers are inside it."""
+        from peft import PeftModel
+
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
     @contextmanager
     def base(self) -> Iterator[None]:
         """Within it, the adapter is off: the model answers as its base."""

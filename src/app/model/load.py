@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from app.errors import ConfigError, MachineError, ModelError
+from app.errors import MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
 
@@ -19,7 +19,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Attention = Literal["auto", "sdpa", "eager"]
 
 
-def pick_device(device: Device) -> torch.device:
+def pick_device(device: Device, *, where: str = "--device") -> torch.device:
     """The device asked for; "auto" is the GPU where there is one.
 
     Raises:
@@ -30,7 +30,7 @@ def pick_device(device: Device) -> torch.device:
         built = torch.version.cuda or "none: this is a CPU build"
         raise MachineError(
             f"CUDA was asked for, but torch {torch.__version__} sees no NVIDIA GPU (its CUDA build: {built})",
-            where="--device",
+            where=where,
             remedy="check `nvidia-smi`; install the CUDA build of the pinned torch; or use the CPU",
         )
     return torch.device("cuda", 0) if available and device != "cpu" else torch.device("cpu")
@@ -174,17 +174,3 @@ def forbid_cpu_repacking(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def require_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Refuses a number out of range.
-
-    Raises:
-        ConfigError: naming the option, the value and the range.
-    """
-    if (value > low if open_low else value >= low) and value <= high:
-        return
-    bracket = "(" if open_low else "["
-    raise ConfigError(
-        f"{name} is {value}, out of range", where=name, remedy=f"choose a value in {bracket}{low:g}, {high:g}]"
-    )

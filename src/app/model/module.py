@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,41 +12,53 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from app.artifact import BaseModel
+from app.errors import require_ranges
 from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
-from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, require_range
+from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Batch(TypedDict):
-    """Rows of equal length, padded at the end.
+    """Rows of equal length: one sample each, padded at the end, or several packed ones.
 
     Attributes:
         input_ids: [B, T] int64.
-        attention_mask: [B, T] int64, 0 where padded.
         trained: [B, T] bool, True where the token itself is one to learn.
+        attention_mask: [B, T] int64, 0 where padded; padded rows only.
+        position_ids: [B, T] int64, from 0 in each sample; packed rows only.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     trained: Tensor
+    attention_mask: NotRequired[Tensor]
+    position_ids: NotRequired[Tensor]
 
 
-def summed_loss(model: "PeftModel", batch: Batch) -> tuple[Tensor, Tensor]:
+def summed_loss(causal_lm: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tensor]:
     """The negative log likelihood of a batch's trained tokens, in nats, and how many they are.
 
-    The head is applied at positions whose next token is trained and nowhere else.
+    The head is applied at positions whose next token is trained and nowhere else. A row's first token has nothing
+    before it to be predicted from and never counts. Without an attention mask transformers lets no sample of a packed
+    row see another: a sample begins where positions do (masking_utils.find_packed_sequence_indices, 5.23).
+
+    Args:
+        causal_lm: the transformers model itself; peft has put its layers inside it.
+        batch: padded or packed rows.
 
     Returns:
         The sum (float32 scalar, differentiable) and the count (int64 scalar).
     """
-    causal_lm = model.get_base_model()
     states = causal_lm.get_decoder()(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        input_ids=batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
+        position_ids=batch.get("position_ids"),
+        use_cache=False,
     ).last_hidden_state  # [B, T, D]
     next_trained = batch["trained"][:, 1:]  # [B, T-1]
     hidden = states[:, :-1][next_trained]  # [N, D]
@@ -105,12 +117,17 @@ class QLoRAModule(LightningModule):
         gradient_checkpointing: bool = True,
     ) -> None:
         super().__init__()
-        require_range("model.rank", rank, 1, 1024)
-        require_range("model.alpha", alpha, 0, 1e6, open_low=True)
-        require_range("model.dropout", dropout, 0, 0.99)
-        require_range("model.lr", lr, 0, 1, open_low=True)
-        require_range("model.weight_decay", weight_decay, 0, 1)
-        require_range("model.warmup", warmup, 0, 1)
+        require_ranges(
+            "model",
+            {
+                "rank": (rank, 1, 1024),
+                "alpha": (alpha, 1e-6, 1e6),
+                "dropout": (dropout, 0, 0.99),
+                "lr": (lr, 1e-12, 1),
+                "weight_decay": (weight_decay, 0, 1),
+                "warmup": (warmup, 0, 1),
+            },
+        )
         self.base, self.family, self.revision = base, get_family(family), revision
         self.quantization, self.double_quant, self.dtype_name, self.attention = (
             quantization,
@@ -127,6 +144,10 @@ class QLoRAModule(LightningModule):
         self.mean_loss = MeanMetric()
         self._window_tokens: Tensor | int = 0
         self._window_loss: Tensor | float = 0.0
+
+    def prepare_data(self) -> None:
+        """Refuses a checkpoint of another family before data is read or weights are fetched."""
+        read_config(self.base, self.family, revision=self.revision)
 
     def configure_model(self) -> None:
         """Loads base and adapter onto the trainer's device (Lightning calls it once, before the first batch)."""
@@ -167,9 +188,14 @@ class QLoRAModule(LightningModule):
         assert self.model is not None, "configure_model has not run yet"
         return self.model
 
+    @property
+    def causal_lm(self) -> "PreTrainedModel":
+        """The transformers model with the adapter's layers inside it."""
+        return self.peft_model.get_base_model()
+
     def describe_base(self) -> BaseModel:
         """What the manifest says of the base."""
-        config = self.peft_model.get_base_model().config
+        config = self.causal_lm.config
         return BaseModel(
             id=self.base if not Path(self.base).is_dir() else str(Path(self.base)),
             revision=getattr(config, "_commit_hash", None) or self.revision,
@@ -177,11 +203,11 @@ class QLoRAModule(LightningModule):
             model_type=config.model_type,
             quantization=self.quantization,
             double_quant=self.double_quant,
-            dtype=str(self.peft_model.get_base_model().dtype).removeprefix("torch."),
+            dtype=str(self.causal_lm.dtype).removeprefix("torch."),
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, tokens = summed_loss(self.peft_model, batch)
+        loss, tokens = summed_loss(self.causal_lm, batch)
         self._window_tokens = self._window_tokens + tokens
         self._window_loss = self._window_loss + loss.detach()
         return loss
@@ -209,7 +235,7 @@ class QLoRAModule(LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        loss, tokens = summed_loss(self.peft_model, batch)
+        loss, tokens = summed_loss(self.causal_lm, batch)
         if tokens > 0:
             self.mean_loss.update(loss / tokens, weight=tokens)
 

@@ -1,12 +1,14 @@
 """Optimizers and the learning-rate schedule."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from lightning.fabric.utilities import rank_zero_warn
 from torch import nn
+
+log = logging.getLogger(__name__)
 
 OptimizerName = Literal["paged_adamw_8bit", "adamw_8bit", "adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -27,7 +29,7 @@ def build_optimizer(
         eight_bit: torch.optim.Optimizer = chosen(parameters, lr=lr, weight_decay=weight_decay)
         return eight_bit
     if name != "adamw":
-        rank_zero_warn(f"model.optimizer {name} needs CUDA; on this {device.type.upper()} AdamW in 32 bits is used")
+        log.warning("model.optimizer %s needs CUDA; on this %s AdamW in 32 bits is used", name, device.type.upper())
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=device.type == "cuda")
 
 

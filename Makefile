@@ -1,0 +1,75 @@
+# Two commands matter: `make quickstart` and `make test`. Both install what they need into .venv first; a second run
+# finds it there. PYTHON=python3.12 chooses the interpreter. Without make: see README.md for the same steps.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+LOG := $(VENV)/install.log
+MODEL := models/SmolLM2-135M-Instruct
+
+# Tests run in two processes of one thread each: on two cores as fast as it goes, and no slower on more.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -q
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test fast slow check lint format types lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
+
+quickstart: $(VENV)/.installed  ## get a small model and real data, fine-tune, compare before and after (EPOCHS=3: the full run)
+	@$(PY) scripts/quickstart.py
+
+test: fast slow  ## all tests, the fast ones first
+
+fast: $(VENV)/.installed-dev $(MODEL)/config.json  ## tests that take seconds
+	$(PYTEST) -m "not slow"
+
+slow: $(VENV)/.installed-dev $(MODEL)/config.json  ## tests that train, generate or convert
+	$(PYTEST) -m slow
+
+check: lint types test  ## all that CI runs
+
+lint: $(VENV)/.installed-dev  ## ruff: format and rules
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+types: $(VENV)/.installed-dev  ## mypy, strict, on src
+	$(PY) -m mypy
+
+lock: $(VENV)/.installed-dev  ## refresh requirements*.txt from pyproject.toml (UPGRADE=--upgrade: newest versions)
+	$(PIP) install --quiet uv
+	$(PY) scripts/lock.py $(UPGRADE)
+
+clean:  ## remove caches and builds; models, data, runs and .venv stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	find src tests scripts -name __pycache__ -type d -exec rm -rf {} +
+
+# A venv that an interruption left without pip is made anew.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12 …"; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)"; exit 2; }
+	@touch $@
+
+# setuptools is among the pins, so the package itself is installed without asking the network for it.
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.python
+	@echo "installing pinned packages into $(VENV) (minutes the first time; $(LOG))"
+	@{ $(PIP) install -r requirements.txt && $(PIP) install --no-deps --no-build-isolation -e . ; } >$(LOG) 2>&1 || \
+		{ grep -v '^WARNING' $(LOG) | tail -20; echo "error: the installation failed; all of it: $(LOG)"; exit 2; }
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "installing the tests' packages into $(VENV)"
+	@$(PIP) install -r requirements-dev.txt >$(LOG) 2>&1 || \
+		{ grep -v '^WARNING' $(LOG) | tail -20; echo "error: the installation failed; all of it: $(LOG)"; exit 2; }
+	@touch $@
+
+$(MODEL)/config.json: | $(VENV)/.installed
+	$(PY) scripts/get_model.py --output $(MODEL)

@@ -1,0 +1,136 @@
+"""``python -m app chat``: talk to a run or to a base model, in the terminal or from a script."""
+
+import dataclasses
+import json as jsonlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from app.commands import run_command
+from app.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from app.generate.engine import Engine
+    from app.generate.request import Chunk
+    from app.generate.sampling import Sampling
+
+HISTORY = Path("~/.app_chat_history")
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_command(chat, argv, name="chat")
+
+
+def chat(
+    run: Path | None = None,
+    base: str | None = None,
+    family: str | None = None,
+    prompt: str | None = None,
+    json: bool = False,
+    system: str = "",
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    max_tokens: int = 512,
+    seed: int | None = None,
+    context: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    history: Path = HISTORY,
+) -> int:
+    """Talk to a fine-tuned run, or to a base model.
+
+    In a terminal this is a conversation (/help lists its commands). With --prompt, or when standard input is not a
+    terminal, one question is answered and the text goes to standard output.
+
+    Args:
+        run: directory that `fit` wrote.
+        base: instead of a run, a base model: hub id or local folder; needs --family.
+        family: the base model's family.
+        prompt: answer this one question and leave; "-" reads it from standard input.
+        json: with --prompt: one JSON object with the text, why it ended, token counts, seed and speed.
+        system: system text; empty: the family's default.
+        temperature: 0 always takes the most likely token.
+        top_p: choose among the most likely tokens that together have this probability.
+        max_tokens: the most tokens of an answer.
+        seed: of the random choices; without it every answer draws its own.
+        context: tokens of the whole conversation; by default what model and memory allow.
+        device: where the model runs.
+        history: file that keeps the typed lines.
+    """
+    _check_source(run, base, family)
+    question = _one_question(prompt)
+    if json and question is None:
+        raise ConfigError("--json needs a question", where="--json", remedy='add --prompt "…", or pipe it in')
+    from app.generate.sampling import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    with _loading(quiet=question is not None):
+        from app.generate.engine import Engine
+        from app.generate.session import open_base, open_run
+
+        if run is not None:
+            session = open_run(run, device=device)
+        else:
+            assert base is not None and family is not None
+            session = open_base(base, family, device=device)
+        engine = Engine(session, slots=1, context=context, reuse=True)
+    if question is not None:
+        return _answer_once(engine, question, system, sampling, json=json)
+    from app.commands.chat_terminal import Terminal
+
+    return Terminal(session, engine, sampling, system=system, history=history).run()
+
+
+def _check_source(run: Path | None, base: str | None, family: str | None) -> None:
+    if (run is None) == (base is None):
+        raise ConfigError(
+            "name either a run or a base model",
+            where="--run, --base",
+            remedy="chat --run runs/NAME, or chat --base models/SmolLM2-135M-Instruct --family smollm2",
+        )
+    if base is not None and family is None:
+        raise ConfigError("--base needs --family", where="--family", remedy="add --family NAME, such as smollm2")
+    if run is not None and family is not None:
+        raise ConfigError("--family goes with --base: a run knows its own", where="--family", remedy="leave it out")
+
+
+def _one_question(prompt: str | None) -> str | None:
+    """The single question to answer, or None for a conversation in the terminal."""
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise DataError("the question is empty", where="--prompt", remedy="give some text")
+    return prompt
+
+
+@contextmanager
+def _loading(*, quiet: bool) -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with nullcontext() if quiet or not console.is_terminal else console.status("loading the model …"):
+        yield
+
+
+def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampling", *, json: bool) -> int:
+    from app.commands.chat_terminal import on_interrupt
+    from app.data.records import prompt
+
+    def show(chunk: "Chunk") -> None:
+        if not json:
+            print(chunk.text, end="", flush=True)
+
+    request = engine.submit(prompt(question, system=system or None), sampling, show)
+    with on_interrupt(request.cancel):
+        while request.answer is None:
+            engine.step()
+    answer = request.answer
+    if json:
+        fields = dataclasses.asdict(answer)
+        tokens = len(fields.pop("token_ids"))
+        del fields["logprobs"]
+        print(jsonlib.dumps({**fields, "tokens": tokens}, ensure_ascii=False))
+    else:
+        print()
+    return 130 if answer.finish_reason == "cancelled" else 0

@@ -1,0 +1,319 @@
+"""The conversation of ``python -m app chat`` in the terminal: typed lines, commands, streamed Markdown."""
+
+import dataclasses
+import json
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.panel import Panel
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from app.data.records import Message
+from app.errors import AppError, ConfigError, DataError
+from app.generate.dialogue import Dialogue
+from app.generate.engine import Engine
+from app.generate.request import Answer, Chunk
+from app.generate.sampling import Sampling
+from app.generate.session import Session
+
+HELP = """\
+/help                     this list
+/system [TEXT]            set the system text (without TEXT: show it); starts over
+/reset                    forget the conversation
+/undo                     take back the last turn
+/retry                    answer the last question again, with a new seed
+/compare [QUESTION]       base and tuned side by side (default: the last question); not part of the conversation
+/params [NAME=VALUE …]    show or set: temperature top_k top_p min_p repetition_penalty frequency_penalty
+                          presence_penalty seed max_tokens stop (seed=none draws one, stop='["END"]')
+/save FILE, /load FILE    the conversation as one line of JSONL
+/exit                     leave (also ctrl-D, or ctrl-C twice)
+A line that ends in \\ goes on in the next one; \"\"\" begins and ends a block of lines. ctrl-C stops an answer."""
+_BLOCK = '"""'
+
+
+class Terminal:
+    """The conversation in the terminal."""
+
+    def __init__(self, session: Session, engine: Engine, sampling: Sampling, *, system: str, history: Path) -> None:
+        self._session = session
+        self._engine = engine
+        self._sampling = sampling
+        self._dialogue = Dialogue(system)
+        self._history = history.expanduser()
+        self._console = Console()
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: self._console.print(HELP, markup=False, highlight=False),
+            "/system": self._set_system,
+            "/reset": self._reset,
+            "/undo": self._undo,
+            "/retry": self._retry,
+            "/compare": self._compare,
+            "/params": self._set_params,
+            "/save": lambda name: self._note(f"saved to {self._file(name, self._dialogue.save)}"),
+            "/load": lambda name: self._note(f"{self._file(name, self._dialogue.load)}: {self._length()}"),
+        }
+
+    def run(self) -> int:
+        """Reads and answers until the user leaves; returns the exit status."""
+        with _line_history(self._history):
+            base = self._session.model.config._name_or_path
+            self._note(f"{self._session.family.title} ({base}), context {self._engine.context} tokens; /help for help")
+            interrupted = False
+            while True:
+                try:
+                    text = read_input()
+                except KeyboardInterrupt:
+                    if interrupted:
+                        break
+                    interrupted = True
+                    self._console.print()
+                    self._note("ctrl-C again, ctrl-D or /exit leaves")
+                    continue
+                except EOFError:
+                    break
+                interrupted = False
+                if text.strip() == "/exit":
+                    return 0
+                if text.strip():
+                    self._handle(text.strip())
+        self._console.print()
+        return 0
+
+    def _handle(self, text: str) -> None:
+        """One input: a command or a question. A fault of the user's is shown, and the chat goes on."""
+        name, _, rest = text.partition(" ")
+        try:
+            if name in self._commands:
+                self._commands[name](rest.strip())
+            elif name.startswith("/") and "/" not in name[1:]:
+                raise ConfigError(f"there is no command {name}", remedy="/help lists them")
+            else:
+                self._ask(text, self._sampling)
+        except AppError as fault:
+            self._console.print(f"error: {fault}", style="red", markup=False, highlight=False)
+
+    def _ask(self, question: str, sampling: Sampling) -> None:
+        engine = self._engine
+        # A question too long even by itself is refused before any turn is given up for it.
+        engine.encode(Dialogue(self._dialogue.system).messages(question))
+        # Room is kept for the answer, but never more than half of the context.
+        room = engine.context - min(sampling.max_tokens, engine.context // 2)
+        dropped = self._dialogue.fit(question, engine.count, room)
+        if dropped:
+            self._note(f"the context of {engine.context} tokens is full: the oldest {_count(dropped, 'turn')} dropped")
+        (answer,) = self._stream(self._dialogue.messages(question), sampling, [nullcontext()])
+        if answer.text or answer.finish_reason != "cancelled":
+            self._dialogue.turns.append((question, answer.text))
+
+    def _stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        sides: Sequence[AbstractContextManager[None]],
+        titles: Sequence[str] = (),
+    ) -> list[Answer]:
+        """Answers once under each of ``sides`` (contexts that switch the adapter), showing text as it comes."""
+        texts = [""] * len(sides)
+        answers: list[Answer] = []
+        status = ""
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            for place, side in enumerate(sides):
+                shown = 0.0
+
+                def show(chunk: Chunk, place: int = place) -> None:
+                    texts[place] += chunk.text
+
+                with side:
+                    request = self._engine.submit(messages, sampling, show)
+                    with on_interrupt(request.cancel):
+                        while request.answer is None:
+                            self._engine.step()
+                            # Laying out Markdown costs milliseconds: ten times a second is enough for the eye.
+                            if time.perf_counter() - shown > 0.1:
+                                shown = time.perf_counter()
+                                live.update(_Tail(_layout(texts, titles), status), refresh=True)
+                answers.append(request.answer)
+                status = self._status(request.answer)
+                if request.answer.finish_reason == "cancelled":
+                    break
+        self._console.print(_layout(texts, titles))
+        self._note(" | ".join(self._status(answer) for answer in answers))
+        return answers
+
+    def _status(self, answer: Answer) -> str:
+        tokens = len(answer.token_ids)
+        used = answer.prompt_tokens + tokens
+        ending = {"stop": "", "length": " · cut at max_tokens or the context's end", "cancelled": " · stopped"}
+        return (
+            f"{_count(tokens, 'token')} · {answer.tokens_per_second:.1f} tokens/s · context {used}/"
+            f"{self._engine.context} ({used / self._engine.context:.0%}){ending[answer.finish_reason]}"
+        )
+
+    def _set_system(self, text: str) -> None:
+        if not text:
+            return self._note(f"system: {self._dialogue.system or '(the default of the family)'}")
+        self._dialogue.system = text
+        return self._reset("")
+
+    def _reset(self, _: str) -> None:
+        self._dialogue.turns.clear()
+        self._note("a new conversation")
+
+    def _undo(self, _: str) -> None:
+        self._note(f"took back: {self._dialogue.undo()}")
+
+    def _retry(self, _: str) -> None:
+        self._ask(self._dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
+
+    def _compare(self, question: str) -> None:
+        if self._session.manifest is None:
+            raise ConfigError("there is no adapter to compare with the base", remedy="open a run with --run")
+        turns = self._dialogue.turns
+        if not question and not turns:
+            raise DataError("there is no question to compare", remedy="/compare QUESTION")
+        before = self._dialogue.turns
+        try:
+            if not question:
+                question, self._dialogue.turns = turns[-1][0], turns[:-1]
+            messages = self._dialogue.messages(question)
+        finally:
+            self._dialogue.turns = before
+        sides: list[AbstractContextManager[None]] = [self._session.base(), nullcontext()]
+        self._stream(messages, self._sampling, sides, ["base", "tuned"])
+
+    def _set_params(self, text: str) -> None:
+        changes = dict(parse_parameter(part) for part in shlex.split(text))
+        self._sampling = dataclasses.replace(self._sampling, **changes)
+        shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k != "logprobs"}
+        self._note(" ".join(f"{name}={value}" for name, value in shown.items()))
+
+    def _file(self, name: str, action: Callable[[Path], None]) -> Path:
+        if not name:
+            raise ConfigError("a file name is missing", remedy="such as /save talk.jsonl")
+        path = Path(name).expanduser()
+        action(path)
+        return path
+
+    def _length(self) -> str:
+        return _count(len(self._dialogue.turns), "turn")
+
+    def _note(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False, highlight=False)
+
+
+class _Tail:
+    """The end of a text that may be higher than the screen, with a status line below: what a live display shows."""
+
+    def __init__(self, body: RenderableType, status: str) -> None:
+        self._body = body
+        self._status = status
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._body, options, pad=False)
+        for line in lines[-max(console.height - 3, 1) :]:
+            yield from line
+            yield Segment.line()
+        yield Text(self._status, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _layout(texts: Sequence[str], titles: Sequence[str]) -> RenderableType:
+    """One answer as Markdown, or several side by side under their titles."""
+    if not titles:
+        return Group(Markdown(texts[0]), "")
+    table = Table.grid(expand=True, padding=(0, 1))
+    for _ in titles:
+        table.add_column(ratio=1)
+    table.add_row(*(Panel(Markdown(text), title=title) for text, title in zip(texts, titles, strict=True)))
+    return table
+
+
+@contextmanager
+def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Within it ctrl-C calls ``action`` instead of breaking into a running step."""
+    before = signal.signal(signal.SIGINT, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _line_history(path: Path) -> Iterator[None]:
+    """Line editing with the lines typed before, kept in ``path``; where Python has no readline (Windows), neither."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    with suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(1000)
+    try:
+        yield
+    finally:
+        # A history that cannot be kept is no reason to fail at the end of a talk.
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)
+
+
+def read_input() -> str:
+    """One input: a line, lines that end in a backslash, or a block between two lines of three quotes."""
+    line = input("› ")
+    if line.strip() == _BLOCK:
+        lines: list[str] = []
+        while (line := input("… ")).strip() != _BLOCK:
+            lines.append(line)
+        return "\n".join(lines)
+    lines = []
+    while line.endswith("\\"):
+        lines.append(line[:-1])
+        line = input("… ")
+    return "\n".join([*lines, line])
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """``name=value`` as a sampling option; values are JSON, and ``none`` stands for null.
+
+    Raises:
+        ConfigError: it is no option, or its value is not of the option's type.
+    """
+    name, _, given = text.partition("=")
+    kinds: dict[str, tuple[type, ...]] = {
+        "temperature": (int, float),
+        "top_k": (int,),
+        "top_p": (int, float),
+        "min_p": (int, float),
+        "repetition_penalty": (int, float),
+        "frequency_penalty": (int, float),
+        "presence_penalty": (int, float),
+        "seed": (int, type(None)),
+        "max_tokens": (int,),
+        "stop": (list,),
+    }
+    if name not in kinds:
+        raise ConfigError(f"there is no option {name!r}", where="/params", remedy=f"use one of: {', '.join(kinds)}")
+    value: Any = given
+    with suppress(ValueError):
+        value = json.loads("null" if given == "none" else given)
+    if isinstance(value, bool) or not isinstance(value, kinds[name]):
+        raise ConfigError(
+            f"{name} cannot be {given!r}",
+            where="/params",
+            remedy="write numbers plainly, seed=none, stop='[\"END\"]'",
+        )
+    return name, tuple(value) if name == "stop" else value
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,111 @@
+"""Several samples in one row of fixed length, so that no position of a batch is padding.
+
+Samples stay apart: positions begin at 0 in each, and attention is block-diagonal (transformers makes the blocks from
+where positions begin anew when it is given no attention mask; a variable-length kernel can use ``borders``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from app.data.tokenize import Encoding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A packed row of T tokens.
+
+    Attributes:
+        input_ids: [T], padded at the end.
+        trained: [T]; False on each sample's first token (the one before it belongs to another) and on padding.
+        position_ids: [T], from 0 in each sample; the padding is a sample of its own.
+        borders: where each sample begins, and T: [samples + 1] (+1 with padding).
+    """
+
+    input_ids: list[int]
+    trained: list[bool]
+    position_ids: list[int]
+    borders: list[int]
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of sample numbers, no sum of lengths over ``capacity``: the longest first, each into the fullest it fits.
+
+    Johnson et al. 1974 (doi 10.1137/0203025): at most 11/9 of the fewest bins possible, plus 4. A bit set of the rooms
+    left makes each step a few operations on one integer: 2 million samples take seconds.
+    """
+    bins: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}
+    rooms = 0
+    for sample in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
+        length = lengths[sample]
+        assert 0 < length <= capacity, "samples longer than a row are dropped or cut before packing"
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            chosen = with_room[room].pop()
+            if not with_room[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(sample)
+        left = room - length
+        if left:
+            with_room.setdefault(left, []).append(chosen)
+            rooms |= 1 << left
+    return bins
+
+
+def efficiency(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -> float:
+    """The share of all positions that hold a sample's token and not padding."""
+    return sum(lengths) / (len(bins) * capacity) if bins else 0.0
+
+
+def pack(samples: Sequence[Encoding], capacity: int, *, pad_id: int) -> Packed:
+    """One row of ``capacity`` tokens from samples that fit in it together."""
+    input_ids: list[int] = []
+    trained: list[bool] = []
+    position_ids: list[int] = []
+    borders = [0]
+    for sample in samples:
+        input_ids += sample.input_ids
+        trained += [False, *sample.trained[1:]]
+        position_ids += range(len(sample.input_ids))
+        borders.append(len(input_ids))
+    padding = capacity - len(input_ids)
+    assert padding >= 0
+    if padding:
+        input_ids += [pad_id] * padding
+        trained += [False] * padding
+        position_ids += range(padding)
+        borders.append(capacity)
+    return Packed(input_ids=input_ids, trained=trained, position_ids=position_ids, borders=borders)
+
+
+class PackedRows(Sequence[Packed]):
+    """Packed rows, put together when asked for.
+
+    Args:
+        samples: a table of samples.
+        bins: which of them share a row.
+        capacity: tokens of a row.
+        pad_id: of the token that fills it up.
+    """
+
+    def __init__(
+        self, samples: Sequence[Encoding], bins: Sequence[Sequence[int]], capacity: int, *, pad_id: int
+    ) -> None:
+        self.samples, self.bins, self.capacity, self.pad_id = samples, bins, capacity, pad_id
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
+    @overload
+    def __getitem__(self, index: int) -> Packed: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Packed]: ...
+    def __getitem__(self, index: int | slice) -> Packed | list[Packed]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return pack([self.samples[number] for number in self.bins[index]], self.capacity, pad_id=self.pad_id)

@@ -1,0 +1,306 @@
+"""The one text-generation engine: continuous batching over a slot cache, for chat, evaluate and serve alike.
+
+Requests join and leave at any step. A step reads at most one chunk of prompts and then writes at least one token for
+every running answer, so that a long prompt does not stall the others. Running requests always fill the first slots:
+whoever leaves is replaced by the last one, and the batch stays a view of the cache.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from typing import cast
+
+from app.data.records import Message
+from app.data.tokenize import encode, special_ids
+from app.errors import AppError, ConfigError, DataError, several
+from app.generate.forward import Forward, Row
+from app.generate.request import Answer, Chunk, Request
+from app.generate.sampling import Sampling, choose
+from app.generate.session import Session
+
+Prompt = Sequence[Message] | Sequence[int]
+"""A conversation that ends with a question, or token ids."""
+
+# Tokens of prompts read in one step: enough to keep the processor busy, few enough for running answers to go on.
+_PREFILL_TOKENS = 512
+# Tokens a decode step may hold, drafts included: beyond it a forward pass is limited by arithmetic, not by reading
+# the weights, and drafts no longer ride along for free.
+_DECODE_TOKENS = 16
+
+
+class Engine:
+    """Writes answers with a session's model.
+
+    Not thread-safe, but for `Request.cancel`: one thread calls `submit` and `step`. While requests are running, the
+    session's adapter must not be switched.
+
+    Args:
+        session: the opened model.
+        slots: requests that run at once; more wait.
+        context: tokens of prompt and answer together; by default what the model and the free memory allow.
+        speculate: draft by prompt lookup (`app.generate.speculate`); changes the speed only.
+        reuse: keep what a slot's last request left when the next one begins with the same tokens, as each turn of a
+            chat does. Its scores then come from other batch shapes than a fresh reading's, so that in bfloat16 a
+            seed's text may depend on what was asked before.
+
+    Raises:
+        ConfigError: ``slots`` or ``context`` is out of range.
+        MachineError: the cache does not fit into memory.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        slots: int = 8,
+        context: int | None = None,
+        speculate: bool = True,
+        reuse: bool = False,
+    ) -> None:
+        self._session = session
+        self._forward = Forward(session.model, slots=slots, context=context)
+        self._slots = slots
+        self._speculate = speculate
+        ids = special_ids(session.tokenizer, session.family)
+        self._stop_ids = frozenset(ids[token] for token in session.family.stop_tokens)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._reuse = reuse
+        # Tokens whose keys and values a free slot still holds, and the adapters they were made with.
+        self._left: dict[int, list[int]] = {}
+        self._adapters = self._forward.adapters
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._forward.context
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt.
+
+        Raises:
+            DataError: it does not end with a question, or holds a control token.
+        """
+        return len(self._ids(prompt))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's token ids.
+
+        Raises:
+            DataError: it is empty, does not end with a question, holds a control token or an id out of range, or
+                leaves no room for an answer.
+        """
+        ids = self._ids(prompt)
+        if not all(0 <= token < self._forward.vocabulary for token in ids):
+            raise DataError(
+                f"the prompt holds token ids outside 0 … {self._forward.vocabulary - 1}",
+                remedy="make the ids with this model's tokenizer",
+            )
+        if len(ids) >= self.context:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens; the context of {self.context} leaves no room for an answer",
+                remedy="shorten the prompt, or open the engine with a longer context",
+            )
+        return ids
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if prompt and all(isinstance(part, int) for part in prompt):
+            return [int(part) for part in cast(Sequence[int], prompt)]
+        messages = cast(Sequence[Message], prompt)
+        return encode(messages, self._session.tokenizer, self._session.family, answer_next=True).input_ids
+
+    def submit(self, prompt: Prompt, sampling: Sampling, on_chunk: Callable[[Chunk], None] | None = None) -> Request:
+        """Queues a request; `step` works on it.
+
+        Args:
+            prompt: a conversation or token ids.
+            sampling: how to write.
+            on_chunk: called from within `step` with each piece of text; must not raise.
+
+        Raises:
+            DataError: see `encode`. Other requests go on.
+        """
+        ids = self.encode(prompt)
+        request = Request(
+            ids,
+            sampling,
+            tokenizer=self._session.tokenizer,
+            stop_ids=self._stop_ids,
+            limit=min(sampling.max_tokens, self.context - len(ids)),
+            speculate=self._speculate,
+            on_chunk=on_chunk,
+        )
+        self._waiting.append(request)
+        return request
+
+    def step(self) -> None:
+        """One step for everybody: the cancelled leave, the waiting join, a chunk of prompts, a token per answer."""
+        for request in [r for r in self._running if r.cancelled]:
+            request.finish("cancelled")
+        for request in [r for r in self._waiting if r.cancelled]:
+            self._waiting.remove(request)
+            request.finish("cancelled")
+        self._release()
+        if self._forward.adapters != self._adapters:
+            assert not self._running, "the adapter was switched while requests were running"
+            self._adapters = self._forward.adapters
+            self._left.clear()
+        while self._waiting and len(self._running) < self._slots:
+            self._admit(self._waiting.popleft())
+        self._prefill()
+        self._decode()
+        self._release()
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Chunk]:
+        """One answer piece by piece; closing the iterator cancels it. Other requests progress meanwhile.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        chunks: deque[Chunk] = deque()
+        request = self.submit(prompt, sampling, chunks.append)
+        try:
+            while request.answer is None:
+                self.step()
+                while chunks:
+                    yield chunks.popleft()
+        finally:
+            if request.answer is None:
+                request.cancel()
+                self.step()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        progress: Callable[[Answer], None] | None = None,
+    ) -> list[Answer]:
+        """Answers to all prompts, in their order; worked on longest first, so that few slots idle at the end.
+
+        Args:
+            prompts: conversations or token ids.
+            sampling: for all, or one for each.
+            progress: called with each answer as it is finished.
+
+        Raises:
+            ConfigError: as many samplings as prompts are needed.
+            DataError: prompts cannot be answered; all of them are named, and none is run.
+        """
+        options = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(options) != len(prompts):
+            raise ConfigError(
+                f"{len(options)} samplings for {len(prompts)} prompts", remedy="give one, or one for each prompt"
+            )
+        encoded, faults = [], []
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                encoded.append(self.encode(prompt))
+            except AppError as fault:
+                faults.append(f"prompt {number}: {fault.what}")
+        if faults:
+            raise DataError(several(f"{len(faults)} prompts cannot be answered", faults), remedy="correct or drop them")
+        order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+        requests = {index: self.submit(encoded[index], options[index]) for index in order}
+        pending = set(order)
+        try:
+            while pending:
+                self.step()
+                for index in [i for i in pending if requests[i].answer is not None]:
+                    pending.remove(index)
+                    if progress is not None:
+                        progress(_finished(requests[index]))
+        finally:
+            for index in pending:
+                requests[index].cancel()
+            if pending:
+                self.step()
+        return [_finished(requests[index]) for index in range(len(prompts))]
+
+    def _admit(self, request: Request) -> None:
+        """Gives a request the first free slot, with what it can use of the tokens left there."""
+        request.slot = len(self._running)
+        self._running.append(request)
+        left = self._left.pop(request.slot, [])
+        # The prompt's last token is read again in any case: its scores choose the first token of the answer.
+        pairs = zip(request.tokens[:-1], left, strict=False)
+        request.computed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _prefill(self) -> None:
+        """Reads the next chunk of the prompts not yet read; a prompt's end gives its answer's first token."""
+        unread = [r for r in self._running if r.written == 0]
+        if not unread:
+            return
+        left = [len(r.tokens) - r.computed for r in unread]
+        width = min(left[0], _PREFILL_TOKENS)
+        # Rows are padded to one width: much shorter ones wait for a step of their own.
+        fitting = [r for r, count in zip(unread, left, strict=True) if 2 * count >= width]
+        rows = []
+        for request in fitting[: _PREFILL_TOKENS // width]:
+            ids = request.tokens[request.computed : request.computed + width]
+            last = request.computed + len(ids) == len(request.tokens)
+            rows.append((request, Row(slot=request.slot, start=request.computed, ids=ids, scored=int(last))))
+        self._run(rows)
+
+    def _decode(self) -> None:
+        """Writes at least one token of every running answer."""
+        writing = [r for r in self._running if r.written > 0 and r.answer is None]
+        if not writing:
+            return
+        share = _DECODE_TOKENS // len(writing) - 1
+        rows = []
+        for request in writing:
+            room = min(share, request.limit - request.written - 1)
+            drafted = request.lookup.draft(room) if request.lookup is not None else []
+            ids = [request.tokens[-1], *drafted]
+            rows.append((request, Row(slot=request.slot, start=request.computed, ids=ids, scored=len(ids))))
+        self._run(rows)
+
+    def _run(self, work: Sequence[tuple[Request, Row]]) -> None:
+        """One forward pass, and for every scored place a chosen token, as long as it agrees with the draft."""
+        scores = self._forward([row for _, row in work])  # [sum of scored, V]
+        # With a row's last tokens scored, all but the first of them are drafts.
+        drafts = [list(row.ids[len(row.ids) - row.scored + 1 :]) if row.scored else [] for _, row in work]
+        places = [
+            (request, drafted[:ahead])
+            for (request, row), drafted in zip(work, drafts, strict=True)
+            for ahead in range(row.scored)
+        ]
+        tokens = choose(
+            scores,
+            [request.sampling for request, _ in places],
+            [request.history(before) for request, before in places],
+            [request.draw(len(before)) for request, before in places],
+        )
+        place = 0
+        for (request, row), drafted in zip(work, drafts, strict=True):
+            right = 0
+            for ahead in range(row.scored):
+                token = tokens[place + ahead]
+                agrees = ahead < len(drafted) and token == drafted[ahead]
+                right += agrees
+                if not (request.take(token, scores[place + ahead]) and agrees):
+                    break
+            request.computed = row.start + len(row.ids) - len(drafted) + right
+            request.note_draft(len(drafted), right)
+            place += row.scored
+
+    def _release(self) -> None:
+        """Finished requests leave; the last running one moves into each slot that falls free."""
+        for request in [r for r in self._running if r.answer is not None]:
+            last = self._running.pop()
+            if self._reuse and last is request:
+                self._left[request.slot] = request.tokens[: request.computed]
+            if last is not request:
+                self._forward.cache.move(last.slot, request.slot, last.computed)
+                last.slot = request.slot
+                self._running[last.slot] = last
+
+
+def _finished(request: Request) -> Answer:
+    assert request.answer is not None
+    return request.answer

@@ -1,0 +1,313 @@
+"""Bytes to rows: encodings, compression, formats and broken input; no good row is ever lost."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from app.data.ingest import Unreadable, survey
+from app.data.jsonlines import parse_row
+from app.data.sources import open_source
+from app.errors import AppError, ConfigError, DataError
+
+ROWS = [(f"Frage {n}: was heißt “größer”?", f"Antwort {n}; schöner – länger, „als“ üblich.") for n in range(30)]
+
+
+def read(path: Path, **options: Any) -> list[tuple[int, Any]]:
+    """(line, fields or Unreadable) of a file."""
+    merged = {"columns": None, "shape": None, "encoding": None, "delimiter": None, **options}
+    rows: list[tuple[int, Any]] = []
+    for source in open_source(str(path), 0, **merged):
+        for batch in source.batches():
+            for line, row in batch.rows:
+                if isinstance(row, list):
+                    assert batch.header is not None
+                    row = dict(zip(batch.header, row, strict=True))
+                rows.append((line, parse_row(row) if isinstance(row, str) else row))
+    return rows
+
+
+def as_csv(delimiter: str = ",", end: str = "\n", quoting: int = csv.QUOTE_MINIMAL, **options: Any) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting, **options)
+    writer.writerow(["question", "answer"])
+    writer.writerows(ROWS)
+    return out.getvalue()
+
+
+def pairs(rows: list[tuple[int, Any]]) -> list[tuple[str, str]]:
+    return [(fields["question"], fields["answer"]) for _, fields in rows]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "^", "~"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_delimiter_and_line_end(tmp_path: Path, delimiter: str, end: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(as_csv(delimiter, end).encode())
+    assert pairs(read(path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quoting": csv.QUOTE_ALL},
+        {"quoting": csv.QUOTE_ALL, "quotechar": "'"},
+        {"doublequote": False, "escapechar": "\\", "quoting": csv.QUOTE_ALL},
+    ],
+)
+def test_any_quoting(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = [(f'He said "no {n}", twice', f"It's \"fine\", isn't it? {n}") for n in range(20)]
+    monkeypatch.setattr(f"{__name__}.ROWS", spoken)
+    path = tmp_path / "rows.csv"
+    path.write_text(as_csv(**options))
+    assert pairs(read(path)) == spoken
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bom"),
+    [
+        ("utf-8", b""), ("utf-8", codecs.BOM_UTF8), ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-16-be", codecs.BOM_UTF16_BE), ("utf-16-le", b""), ("utf-32-le", codecs.BOM_UTF32_LE), ("cp1252", b""),
+    ],
+)  # fmt: skip
+def test_any_encoding_is_found_out(tmp_path: Path, encoding: str, bom: bytes) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(bom + as_csv().encode(encoding))
+    assert pairs(read(path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Машинное обучение является разделом искусственного интеллекта и математики"),
+        ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy řekl věštec při večeři"),
+        ("shift_jis", "機械学習は人工知能の一分野であり、データから学習する技術である"),
+        ("gb18030", "机器学习是人工智能的一个分支，它使计算机能够从数据中学习"),
+    ],
+)
+def test_other_code_pages_are_guessed(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(("question,answer\n" + "".join(f"{text} {n}?,{text}.\n" for n in range(40))).encode(encoding))
+    assert read(path)[3][1]["answer"] == f"{text}."
+
+
+def test_one_broken_byte_does_not_turn_utf8_into_a_code_page(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(as_csv().encode() + b"broken \xff row,answer\n")
+    rows = read(path)
+    assert pairs(rows[:-1]) == ROWS
+    assert "\udcff" in rows[-1][1]["question"]
+
+
+def test_high_bytes_late_in_a_large_file_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"question,answer\n" + b"what?,that\n" * 200_000 + "größer?,schöner\n".encode("cp1252"))
+    assert survey(path, encoding=None).encoding == "cp1252"
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "csv"])
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_compression_is_found_by_content(tmp_path: Path, suffix: str, pack: Any) -> None:
+    path = tmp_path / f"rows.csv.{suffix}"
+    path.write_bytes(pack(as_csv().encode()))
+    assert pairs(read(path)) == ROWS
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_damaged_archive_keeps_the_rows_before_the_damage(tmp_path: Path, pack: Any) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    import random
+
+    noise = random.Random(0)
+    lines = [json.dumps({"question": f"q{n}", "answer": f"{noise.random()}"}) for n in range(30_000)]
+    packed = pack(("\n".join(lines) + "\n").encode())
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    rows = read(path)
+    good = [fields for _, fields in rows if isinstance(fields, dict)]
+    assert good == [json.loads(line) for line in lines[: len(good)]] and len(good) > 5000
+    assert rows[-1][1].kind in ("broken-file", "broken-json")
+    assert any(isinstance(row, Unreadable) and row.kind == "broken-file" for _, row in rows)
+
+
+def test_formats_agree_and_wrong_names_do_not_matter(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [{"question": q, "answer": a} for q, a in ROWS]
+    (tmp_path / "a.csv").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "b.csv").write_text(json.dumps(records, indent=2))
+    (tmp_path / "c.jsonl").write_text(json.dumps({"version": 1, "data": records}))
+    (tmp_path / "d.json").write_text(json.dumps({"data": records}, indent=1))
+    (tmp_path / "e.txt").write_text(as_csv(";"))
+    (tmp_path / "f.json").write_text(as_csv("\t"))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "g.csv")
+    for path in sorted(tmp_path.iterdir()):
+        if path.name != "e.txt":
+            assert pairs(read(path)) == ROWS, path.name
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n\na,1\n"b\nb","2\n2"\n\nc,3\n')
+    assert [(line, fields["question"]) for line, fields in read(path)] == [(3, "a"), (4, "b\nb"), (8, "c")]
+    path = tmp_path / "rows.json"
+    path.write_text('[\n {"question": "a",\n  "answer": "1"},\n\n {"question": "b", "answer": "2"}]')
+    assert [line for line, _ in read(path)] == [2, 5]
+
+
+def test_a_stray_quote_costs_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f'question {n},"answer, {n}"' for n in range(200)]
+    lines[50] = 'question 50,"never closed'
+    lines[120] = 'question 120,"also "not" doubled, here"'
+    path.write_text("question,answer\n" + "\n".join(lines) + "\n")
+    rows = read(path)
+    assert len(rows) == 200
+    assert [line for line, row in rows if isinstance(row, Unreadable)] == [52, 122]
+    assert rows[51][1] == {"question": "question 51", "answer": "answer, 51"}
+
+
+def test_half_a_line_at_the_end_is_one_rejected_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\na,1\nb,"2')
+    rows = read(path)
+    assert rows[0] == (2, {"question": "a", "answer": "1"})
+    assert rows[1][0] == 3 and rows[1][1].kind == "broken-row"
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "ans')
+    assert [type(row) for _, row in read(path)] == [dict, Unreadable]
+
+
+def test_an_array_goes_on_after_a_broken_element(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"question": "a", "answer": "1"},\n{"question": oops},\n{"question": "b", "answer": "2"}')
+    rows = read(path)
+    assert [row["question"] for _, row in rows if isinstance(row, dict)] == ["a", "b"]
+    assert [row.kind for _, row in rows if isinstance(row, Unreadable)] == ["broken-json", "broken-json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"question": "a", "question": "b", "answer": "c"}', "duplicate-key"),
+        ("[" * 100_000, "broken-json"),
+        ('{"a": ' * 5000 + "1" + "}" * 5000, "broken-json"),
+        ('{"n": ' + "9" * 10_000 + "}", "broken-json"),
+        ("123", "wrong-type"),
+        ("null", "wrong-type"),
+        ("{", "broken-json"),
+    ],
+)
+def test_bad_json_has_a_kind(text: str, kind: str) -> None:
+    row = parse_row(text)
+    assert isinstance(row, Unreadable) and row.kind == kind
+
+
+def test_a_hundred_megabyte_line_is_rejected_in_little_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as out:
+        out.write('{"question": "a", "answer": "1"}\n{"question": "')
+        for _ in range(100):
+            out.write("x" * 1_000_000)
+        out.write('"}\n{"question": "b", "answer": "2"}\n')
+    tracemalloc.start()
+    rows = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [type(row).__name__ for _, row in rows] == ["dict", "Unreadable", "dict"]
+    assert rows[1][1].kind == "too-large" and rows[2][0] == 3
+    assert peak < 120_000_000
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "blank", "loop", "folder", "device", "nul-name"])
+def test_what_is_no_file_is_a_clear_error(tmp_path: Path, make: str) -> None:
+    path = tmp_path / "rows.csv"
+    if make == "empty":
+        path.touch()
+    elif make == "blank":
+        path.write_text("\n \n")
+    elif make == "loop":
+        path.symlink_to(path)
+    elif make == "folder":
+        path.mkdir()
+    elif make == "device":
+        path = Path("/dev/null")
+    elif make == "nul-name":
+        path = Path("a\0b.csv")
+    with pytest.raises(AppError) as fault:
+        read(path)
+    assert fault.value.remedy
+
+
+def test_columns_that_are_not_there_are_an_error_that_lists_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("colour,size\nred,1\n")
+    with pytest.raises(DataError, match="'colour', 'size'"):
+        read(path)
+    with pytest.raises(ConfigError, match="no column 'Frage'"):
+        read(path, columns={"question": "Frage", "answer": "size"})
+    with pytest.raises(ConfigError, match="role"):
+        read(path, columns={"qestion": "colour"})
+    assert read(path, columns={"question": "colour", "answer": "size"})[0][1] == {"colour": "red", "size": "1"}
+
+
+cells = st.text(
+    alphabet=st.characters(codec="utf-8", exclude_characters="\r", exclude_categories=("Cs",)), min_size=1, max_size=20
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=12), delimiter=st.sampled_from(",;\t|"))
+def test_whatever_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, str]], delimiter: str) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+        writer.writerows([("question", "answer"), *rows])
+    found = [(f["question"], f["answer"]) for _, f in read(path, encoding="utf-8") if isinstance(f, dict)]
+    assert found == [row for row in rows if "".join(row).strip()]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=400), start=st.sampled_from([b"", b"question,answer\n", b"[", b'{"question": ', b"PAR1"])
+)
+@example(data=b"\xff\xfe\x00", start=b"")
+@example(data=b"\x28\xb5\x2f\xfd\x00", start=b"")
+@example(data=b"\x1f\x8b", start=b"")
+def test_random_bytes_are_rows_or_a_clear_error(tmp_path: Path, data: bytes, start: bytes) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(start + data)
+    try:
+        rows = read(path)
+    except AppError as fault:
+        assert fault.remedy
+        return
+    assert all(isinstance(row, (dict, Unreadable)) for _, row in rows)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 29), junk=st.binary(min_size=1, max_size=30), kind=st.sampled_from(["csv", "jsonl"]))
+def test_a_bad_line_costs_no_good_row(tmp_path: Path, position: int, junk: bytes, kind: str) -> None:
+    """Whatever stands in one line (no line break), all other rows are read."""
+    junk = junk.replace(b"\n", b"").replace(b"\r", b"").replace(b"\x00", b"")
+    lines = (
+        [f'question {n},"answer, {n}"'.encode() for n in range(30)]
+        if kind == "csv"
+        else [json.dumps({"question": f"question {n}", "answer": f"answer, {n}"}).encode() for n in range(30)]
+    )
+    lines.insert(position, junk)
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes((b"question,answer\n" if kind == "csv" else b"") + b"\n".join(lines) + b"\n")
+    found = [row["question"] for _, row in read(path, encoding="utf-8") if isinstance(row, dict) and "question" in row]
+    missing = {f"question {n}" for n in range(30)} - set(found)
+    assert not missing

@@ -1,0 +1,298 @@
+"""Inputs to a prepared folder, end to end: nothing lost, nothing leaked, all or nothing."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.data.prepare import load_splits, prepare
+from app.data.records import read_prepared
+from app.errors import AppError, ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+WORDS = ("river", "stone", "cloud", "winter", "garden", "bridge", "letter", "engine", "window", "harbour", "forest")
+LETTERS = "abcdefghijklmnopqrstuvwx"
+
+
+def sentence(seed: str, length: int = 14) -> str:
+    generator = random.Random(seed)
+    return " ".join(f"{generator.choice(WORDS)}{generator.choice(LETTERS)}" for _ in range(length)).capitalize() + "."
+
+
+def write_csv(path: Path, rows: list[dict[str, str]], *, delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    with path.open("w", encoding=encoding, newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def numbered(count: int, start: int = 0) -> list[dict[str, str]]:
+    return [{"question": sentence(f"q{n}"), "answer": sentence(f"a{n}", 25)} for n in range(start, start + count)]
+
+
+def where(output: Path) -> dict[str, str]:
+    """Question -> split."""
+    return {c.messages[0].content: split for split in SPLITS for c in read_prepared(output / f"{split}.jsonl")}
+
+
+def rejected(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "rejected.jsonl").read_bytes().splitlines()]
+
+
+def finding(report: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(f for f in report["findings"] if f["kind"] == kind)
+
+
+def test_added_rows_move_no_old_ones(tmp_path: Path) -> None:
+    rows = numbered(400)
+    prepare([str(write_csv(tmp_path / "a.csv", rows))], tmp_path / "one", val_fraction=0.1, test_fraction=0.1)
+    more = [*numbered(150, 1000), *rows, *numbered(150, 2000)]
+    prepare([str(write_csv(tmp_path / "a.csv", more))], tmp_path / "two", val_fraction=0.1, test_fraction=0.1)
+    before, after = where(tmp_path / "one"), where(tmp_path / "two")
+    assert {q: after[q] for q in before} == before
+    shares = Counter(before.values())
+    assert 20 <= shares["val"] <= 60 and 20 <= shares["test"] <= 60
+    prepare([str(tmp_path / "a.csv")], tmp_path / "three", val_fraction=0.1, test_fraction=0.1, seed=7)
+    assert where(tmp_path / "three") != after
+
+
+def test_groups_are_never_cut_and_the_largest_may_be_large(tmp_path: Path) -> None:
+    rows = [{**row, "document_id": f"d{n % 9}"} for n, row in enumerate(numbered(180))]
+    prepare([str(write_csv(tmp_path / "a.csv", rows))], tmp_path / "out", val_fraction=0.2, test_fraction=0.2)
+    splits: dict[str, set[str]] = {}
+    for split in SPLITS:
+        for sample in read_prepared(tmp_path / "out" / f"{split}.jsonl"):
+            splits.setdefault(sample.group, set()).add(split)
+    assert len(splits) == 9 and all(len(found) == 1 for found in splits.values())
+    assert {next(iter(found)) for found in splits.values()} == set(SPLITS)
+
+
+def test_near_duplicates_and_equal_questions_end_on_one_side(tmp_path: Path) -> None:
+    rows = []
+    for n, row in enumerate(numbered(150)):
+        changed = row["answer"].replace(" ", " indeed ", 1)
+        rows += [row, {"question": row["question"], "answer": changed}]
+        rows.append({"question": row["question"].upper(), "answer": sentence(f"other {n}", 25)})
+    random.Random(1).shuffle(rows)
+    value = prepare(
+        [str(write_csv(tmp_path / "a.csv", rows))], tmp_path / "out", val_fraction=0.3, test_fraction=0.3
+    ).value
+    splits: dict[str, set[str]] = {}
+    for question, split in where(tmp_path / "out").items():
+        splits.setdefault(question.casefold(), set()).add(split)
+    assert len(splits) == 150 and all(len(found) == 1 for found in splits.values())
+    assert finding(value, "near-duplicate")["rows_found"] == 150
+    assert finding(value, "contradiction")["rows_found"] >= 150
+    assert value["split_rule"]["rows_moved"] == finding(value, "leak")["rows_found"] > 50
+    assert all("a.csv:" in row["detail"] for row in finding(value, "near-duplicate")["rows"])
+
+
+def test_a_set_of_one_pattern_is_split_and_reported(tmp_path: Path) -> None:
+    rows = [{"question": f"{sentence('same', 40)} {n}?", "answer": f"{sentence('one', 40)} {n}."} for n in range(300)]
+    value = prepare([str(write_csv(tmp_path / "a.csv", rows))], tmp_path / "out", val_fraction=0.1).value
+    assert value["splits"]["val"]["rows"] > 5 and value["splits"]["train"]["rows"] > 200
+    assert value["split_rule"]["rows_torn"] == 300
+    assert any("alike" in advice["text"] for advice in value["advice"])
+
+
+def test_drop_rejects_what_would_be_noted(tmp_path: Path) -> None:
+    row = numbered(1)[0]
+    rows = [*numbered(40), {**row, "answer": row["answer"].replace(" ", " so ", 1)}]
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    value = prepare([path], tmp_path / "out", drop=["near-duplicate"]).value
+    assert value["counts"] == {"rows_in": 41, "rows_kept": 40, "rows_rejected": 1}
+    assert rejected(tmp_path / "out")[0]["kind"] == "near-duplicate"
+    assert "a.csv:2" in rejected(tmp_path / "out")[0]["reason"]
+
+
+def test_stratified_shares_hold_in_every_class(tmp_path: Path) -> None:
+    rows = [{**row, "label": "rare" if n % 10 == 0 else "common"} for n, row in enumerate(numbered(400))]
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    value = prepare([path], tmp_path / "out", stratify=True, val_fraction=0.1, test_fraction=0.1).value
+    assert value["labels"] == {"common": 360, "rare": 40}
+    classes = {row["question"]: row["label"] for row in rows}
+    counts = Counter((classes[question], split) for question, split in where(tmp_path / "out").items())
+    assert counts["rare", "val"] == 4 and counts["rare", "test"] == 4
+    assert abs(counts["common", "val"] - 36) <= 1 and abs(counts["common", "test"] - 36) <= 1
+    assert not value["split_rule"]["stable"]
+
+
+def test_inputs_are_mixed_by_weight_and_none_is_lost(tmp_path: Path) -> None:
+    base, domain = numbered(300), numbered(20, 5000)
+    paths = [str(write_csv(tmp_path / "base.csv", base)), str(write_csv(tmp_path / "domain.csv", domain))]
+    value = prepare(paths, tmp_path / "out", weights=[0.5, 3]).value
+    lines = Counter(c.messages[0].content for c in read_prepared(tmp_path / "out" / "train.jsonl"))
+    held = [c.messages[0].content for s in ("val", "test") for c in read_prepared(tmp_path / "out" / f"{s}.jsonl")]
+    assert len(held) == len(set(held))
+    of_domain = {row["question"] for row in domain} - set(held)
+    assert of_domain and all(lines[question] == 3 for question in of_domain)
+    left = [question for question in lines if question not in of_domain]
+    assert all(lines[q] == 1 for q in left) and 90 < len(left) < 180
+    assert value["counts"]["rows_in"] == value["counts"]["rows_kept"] + value["counts"]["rows_rejected"] == 320
+    assert sum(source["train_share"] for source in value["sources"]) == pytest.approx(1, abs=1e-3)
+    assert {r["kind"] for r in rejected(tmp_path / "out")} == {"unweighted"}
+
+
+def test_a_small_input_is_pointed_out(tmp_path: Path) -> None:
+    paths = [str(write_csv(tmp_path / "a.csv", numbered(300))), str(write_csv(tmp_path / "b.csv", numbered(5, 9000)))]
+    value = prepare(paths, None).value
+    assert any("b.csv is" in a["text"] and "--weights" in a["remedy"] for a in value["advice"])
+
+
+def test_redact_masks_everywhere(tmp_path: Path) -> None:
+    rows = numbered(30)
+    rows[3]["answer"] += " Write to jane.doe@mail.example.org or call +49 171 1234567."
+    rows[4]["answer"] += " Card 4111 1111 1111 1111."
+    rows[5]["question"] += " jane.doe@mail.example.org"
+    rows[5]["answer"] = ""
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    value = prepare([path], tmp_path / "out", redact=True).value
+    written = "".join(file.read_text("utf-8") for file in (tmp_path / "out").iterdir())
+    assert "jane.doe" not in written and "1234567" not in written and "4111" not in written
+    assert "[EMAIL]" in written and "[PHONE]" in written and "[CARD]" in written
+    assert {kind: finding(value, kind)["rows_found"] for kind in ("email", "phone", "card")} == dict.fromkeys(
+        ("email", "phone", "card"), 1
+    )
+    prepare([path], tmp_path / "plain")
+    assert "4111 1111" in (tmp_path / "plain" / "train.jsonl").read_text("utf-8") or "4111 1111" in "".join(
+        (tmp_path / "plain" / f"{split}.jsonl").read_text("utf-8") for split in SPLITS
+    )
+
+
+def test_too_long_rows_are_dropped_shortened_or_an_error(tmp_path: Path) -> None:
+    rows = numbered(30)
+    rows[7]["question"] = sentence("long", 900)
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    assert finding(prepare([path], None, max_length=300).value, "too-long")["rows"][0]["line"] == 9
+    prepare([path], tmp_path / "out", max_length=300, too_long="truncate")
+    samples = [c for split in SPLITS for c in read_prepared(tmp_path / "out" / f"{split}.jsonl")]
+    short = next(c for c in samples if c.line == 9)
+    assert rows[7]["question"].startswith(short.messages[0].content) and len(short.messages[0].content) > 500
+    assert short.messages[1].content == rows[7]["answer"]
+    with pytest.raises(DataError, match=r"a\.csv:9"):
+        prepare([path], tmp_path / "no", max_length=300, too_long="error")
+    assert not (tmp_path / "no").exists()
+
+
+def test_load_splits_is_what_the_command_writes(tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "a.csv", numbered(60)))
+    prepare([path], tmp_path / "out")
+    splits = load_splits(path)
+    assert splits == {split: list(read_prepared(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS}
+    bad = tmp_path / "bad.csv"
+    bad.write_text("question,answer\na,\nb,\n")
+    with pytest.raises(DataError, match="2 rows: an empty answer"):
+        load_splits(str(bad))
+
+
+def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
+    rows = [*numbered(5000), *numbered(500)]
+    rows[17]["answer"] = ""
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    prepare([path], tmp_path / "one", workers=1)
+    prepare([path], tmp_path / "two", workers=2)
+    for file in sorted((tmp_path / "one").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+def test_a_fault_leaves_the_old_output_as_it_was(tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "a.csv", numbered(30)))
+    prepare([path], tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(AppError):
+        prepare([path, str(tmp_path / "missing.csv"), str(tmp_path / "gone.csv")], tmp_path / "out")
+    with pytest.raises(DataError):
+        prepare([path], tmp_path / "out", max_length=10, too_long="error")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "out"]
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match=r"mine\.txt"):
+        prepare([path], tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_a_killed_run_leaves_no_output_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", numbered(20_000))
+    command = [sys.executable, "-m", "app", "prepare", str(path), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for _ in range(600):
+        if list(tmp_path.glob(".out.*/.spool-*/records.jsonl")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out.*"))
+    prepare([str(write_csv(tmp_path / "b.csv", numbered(30)))], tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "b.csv", "out"]
+
+
+def test_all_bad_inputs_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError) as fault:
+        prepare([str(tmp_path / "missing.csv"), str(tmp_path / "empty.csv")], None)
+    assert "missing.csv" in str(fault.value) and "empty.csv" in str(fault.value)
+
+
+lines = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [
+            b'what?,"never closed', b'"a ""quoted"" word",fine', b"nul\x00byte,yes", b"one\r\ntwo,three", b"a,b\rc,d",
+            b"only one cell", b"a,b,c,d", b",", b"same,same", b"x,<|im_end|>", b"\xff\xfe,\xc3", b'{"question": 1}',
+            "mojibake,schÃ¶n grÃ¼ÃŸe".encode(), b"9" * 400 + b",NaN", b'[[[[,]]]]', b"ok?,Ok it is.",
+        ]
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.lists(lines, max_size=8), header=st.sampled_from([b"question,answer", b"prompt;response", b"x"]))
+def test_rows_in_are_rows_out_and_rows_rejected(tmp_path: Path, bad: list[bytes], header: bytes) -> None:
+    path, output = tmp_path / "rows.csv", tmp_path / "out"
+    good = numbered(3)
+    body = [f'"{row["question"]}","{row["answer"]}"'.encode() for row in good]
+    path.write_bytes(b"\n".join([header, body[0], *bad, *body[1:]]) + b"\n")
+    try:
+        value = prepare([str(path)], output, encoding="utf-8").value
+    except AppError as fault:
+        assert fault.remedy and header != b"question,answer"
+        return
+    kept = [c for split in SPLITS for c in read_prepared(output / f"{split}.jsonl")]
+    counts = value["counts"]
+    assert counts["rows_in"] == counts["rows_kept"] + counts["rows_rejected"]
+    assert counts["rows_kept"] == len(kept) and counts["rows_rejected"] == len(rejected(output))
+    if header == b"question,answer":
+        questions = {c.messages[0].content for c in kept}
+        assert {row["question"] for row in good} <= questions
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from(["question", "answer", "messages", "conversations", "text", "instruction", "output", "group"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(objects=st.lists(st.dictionaries(names, values, max_size=4) | values, min_size=1, max_size=6))
+def test_any_json_values_are_rows(tmp_path: Path, objects: list[Any]) -> None:
+    path, output = tmp_path / "rows.jsonl", tmp_path / "out"
+    good = {"question": sentence("q"), "answer": sentence("a")}
+    path.write_text("\n".join(json.dumps(o) for o in [good, *objects]) + "\n", "utf-8")
+    counts = prepare([str(path)], output).value["counts"]
+    assert counts["rows_in"] == len(objects) + 1 == counts["rows_kept"] + counts["rows_rejected"]
+    assert len(rejected(output)) == counts["rows_rejected"]
+    assert good["question"] in where(output)
