@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from app.families import Family, all_families
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+# Kernels run in Triton's interpreter where there is no GPU; it decides when they are first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test may wait for a hub that does not answer.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Token tables of tests are theirs alone, and go with the folder at the end.
@@ -29,8 +33,6 @@ TinyCheckpoint = Callable[[str], Path]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are left out, by name, where there is none."""
-    import torch
-
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

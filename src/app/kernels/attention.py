@@ -144,12 +144,11 @@ def _use_cudnn(heads: Heads, documents: Documents) -> bool:
 def _by_row(part: torch.Tensor, documents: Documents) -> torch.Tensor:
     """[T, H, D] as a view [rows, H, T / rows, D]."""
     assert documents.rows is not None
-    return part.unflatten(0, (documents.rows, -1)).transpose(1, 2)
+    rows: torch.Tensor = part.unflatten(0, (documents.rows, -1))
+    return rows.transpose(1, 2)
 
 
-def _reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads, documents: Documents
-) -> torch.Tensor:
+def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: Heads, documents: Documents) -> torch.Tensor:
     """In plain PyTorch, with a mask: [T, queries, head_dim]."""
     position = torch.arange(q.shape[0], device=q.device)
     document = torch.bucketize(position, documents.starts, right=True)

@@ -111,9 +111,7 @@ class FrozenLinear:
             lora: from `stack`.
             projected: the projection, where an earlier forward pass left it.
         """
-        out = (
-            scaled_product(x, weight, self.row_scales, self.dtype) if self.fp8 else torch.mm(x.value, weight.t())
-        )
+        out = scaled_product(x, weight, self.row_scales, self.dtype) if self.fp8 else torch.mm(x.value, weight.t())
         if lora is None:
             return out, None
         if projected is None:
@@ -124,11 +122,7 @@ class FrozenLinear:
         self, grad: Rows, weight: torch.Tensor, lora: StackedLora | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Gradient of the input [T, K] and of its projection by A [T, R]; ``weight`` from `decode_transposed`."""
-        out = (
-            scaled_product(grad, weight, self.column_scales, self.dtype)
-            if self.fp8
-            else torch.mm(grad.value, weight)
-        )
+        out = scaled_product(grad, weight, self.column_scales, self.dtype) if self.fp8 else torch.mm(grad.value, weight)
         if lora is None:
             return out, None
         projected_grad = torch.mm(grad.value, lora.b)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["INTERPRETED", "jit", "row_block", "row_warps", "tl", "triton", "use_triton"]
+
 try:
     import triton
     import triton.language as tl

@@ -25,12 +25,12 @@ from app.model.activation_store import ActivationStore, LayerPlan
 from app.model.fast_layer import FastLayer, Norm, Positions
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 Kernels = Literal["none", "bf16", "fp8", "auto"]
 
 
-class NotCovered(Exception):
+class NotCoveredError(Exception):
     """The model has something that the fast layers do not compute; says what."""
 
 
@@ -61,26 +61,26 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def accelerate(model: "PeftModel", kernels: Kernels = "auto") -> Acceleration | None:
+def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Acceleration | None:
     """Swaps the fast layers in; None, with one warning, where they cannot serve this model or machine.
 
     Args:
-        model: a peft model over a bitsandbytes NF4 base of the Llama, Mistral, Gemma or Phi-3 architecture.
+        causal_lm: a bitsandbytes NF4 model of the Llama, Mistral, Gemma or Phi-3 architecture with peft's layers in it.
         kernels: "none" leaves the model as it is; "bf16" multiplies in the model's own type; "fp8" multiplies with
             the frozen weights in FP8; "auto" is bf16 on a GPU and none on a CPU.
     """
-    decoder = model.get_base_model().get_decoder()
+    decoder: Any = causal_lm.get_decoder()
     parameter = decoder.norm.weight
     if kernels == "none" or (kernels == "auto" and parameter.device.type == "cpu"):
         return None
     try:
         if triton is None or not use_triton(parameter):
-            raise NotCovered("Triton is not installed, or there is no GPU")
+            raise NotCoveredError("Triton is not installed, or there is no GPU")
         fp8 = kernels == "fp8"
         if fp8 and parameter.is_cuda and not has_fp8(parameter.device):
-            raise NotCovered(f"{torch.cuda.get_device_name()} has no FP8 products")
+            raise NotCoveredError(f"{torch.cuda.get_device_name()} has no FP8 products")
         return swap_in(decoder, fp8=fp8)
-    except NotCovered as reason:
+    except NotCoveredError as reason:
         warnings.warn(f"model.kernels {kernels}: {reason}; training goes on with the plain layers", stacklevel=2)
         return None
 
@@ -89,7 +89,7 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
     """Replaces the forward of a transformers decoder (``model.get_decoder()``).
 
     Raises:
-        NotCovered: a layer is of another kind.
+        NotCoveredError: a layer is of another kind.
     """
     count = len(decoder.layers)
     store = ActivationStore([LayerPlan()] * count, decoder.norm.weight.device)
@@ -129,7 +129,7 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
         store.begin()
         for layer in layers:
             flat = layer(flat, positions)
-        normed: Tensor = _FinalNorm.apply(flat, final_norm)
+        normed: Tensor = _FinalNorm.apply(flat, final_norm)  # type: ignore[no-untyped-call]
         return BaseModelOutputWithPast(last_hidden_state=normed.unflatten(0, (rows, length)))
 
     def undo() -> None:
@@ -180,9 +180,9 @@ def _fast_layer(layer: Any, config: Any, index: int, store: ActivationStore, *, 
         window=getattr(config, "sliding_window", None),
     )
     if abs(attention.scaling - heads.head_dim**-0.5) > 1e-9:
-        raise NotCovered(f"attention is scaled by {attention.scaling}")
+        raise NotCoveredError(f"attention is scaled by {attention.scaling}")
     if getattr(config, "resid_pdrop", 0.0) or config.attention_dropout:
-        raise NotCovered("the base model has dropout")
+        raise NotCoveredError("the base model has dropout")
     dtype = layer.input_layernorm.weight.dtype
 
     def linear(*modules: nn.Module) -> FrozenLinear:
@@ -195,9 +195,7 @@ def _fast_layer(layer: Any, config: Any, index: int, store: ActivationStore, *, 
         index=index,
         attention_norm=_norm(layer.input_layernorm),
         mlp_norm=_norm(layer.post_attention_layernorm),
-        qkv=linear(attention.qkv_proj)
-        if fused_qkv
-        else linear(attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=linear(attention.qkv_proj) if fused_qkv else linear(attention.q_proj, attention.k_proj, attention.v_proj),
         output=linear(attention.o_proj),
         gate_up=linear(mlp.gate_up_proj) if fused_gate_up else linear(mlp.gate_proj, mlp.up_proj),
         down=linear(mlp.down_proj),
@@ -212,20 +210,20 @@ def _member(module: Any) -> tuple[NF4Weight, LoraPair | None]:
     base = getattr(module, "base_layer", module)
     weight = NF4Weight.of(getattr(base, "weight", None))
     if weight is None:
-        raise NotCovered(f"a {type(base).__name__} does not hold NF4 weights in blocks of 64")
+        raise NotCoveredError(f"a {type(base).__name__} does not hold NF4 weights in blocks of 64")
     if base.bias is not None:
-        raise NotCovered("a linear layer has a bias")
+        raise NotCoveredError("a linear layer has a bias")
     if base is module:
         return weight, None
     if len(module.active_adapters) != 1 or module.merged or module.disable_adapters:
-        raise NotCovered("other than exactly one adapter is active")
+        raise NotCoveredError("other than exactly one adapter is active")
     (name,) = module.active_adapters
     if not isinstance(module.lora_dropout[name], nn.Identity):
-        raise NotCovered("LoRA has dropout (set model.dropout to 0)")
+        raise NotCoveredError("LoRA has dropout (set model.dropout to 0)")
     if name in module.lora_magnitude_vector:
-        raise NotCovered("DoRA adapters")
+        raise NotCoveredError("DoRA adapters")
     if module.lora_A[name].bias is not None or module.lora_B[name].bias is not None:
-        raise NotCovered("adapters with a bias")
+        raise NotCoveredError("adapters with a bias")
     pair = LoraPair(a=module.lora_A[name].weight, b=module.lora_B[name].weight, scaling=module.scaling[name])
     return weight, pair
 
@@ -247,20 +245,20 @@ def _activation(module: Callable[[Tensor], Tensor]) -> Activation:
         return "silu"
     if torch.allclose(module(x), functional.gelu(x, approximate="tanh"), atol=1e-6):
         return "gelu_tanh"
-    raise NotCovered(f"the MLP's activation is {module}")
+    raise NotCoveredError(f"the MLP's activation is {module}")
 
 
 class _FinalNorm(torch.autograd.Function):
     """The decoder's last norm: saves its input, where transformers' own saves three float32 copies of it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, norm: Norm) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, norm: Norm) -> Tensor:
         ctx.save_for_backward(hidden)
         ctx.norm = norm
         return rms_norm(hidden, norm.weight, norm.eps, unit_offset=norm.unit_offset, fp8=False)[1].value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (hidden,), norm = ctx.saved_tensors, ctx.norm
         zeros = torch.zeros_like(hidden)
         return rms_norm_backward(

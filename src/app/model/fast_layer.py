@@ -14,7 +14,7 @@ import torch
 
 from app.kernels.attention import Documents, Heads, attention, attention_backward
 from app.kernels.fp8 import Rows, quantise_rows
-from app.kernels.frozen_linear import FrozenLinear, StackedLora
+from app.kernels.frozen_linear import FrozenLinear
 from app.kernels.glu import Activation, glu, glu_backward
 from app.kernels.rms_norm import rms_norm, rms_norm_backward
 from app.kernels.rotary import rotate_
@@ -32,7 +32,9 @@ class Norm:
     eps: float
     unit_offset: bool
 
-    def __call__(self, hidden: torch.Tensor, *, fp8: bool, added: torch.Tensor | None = None) -> tuple[torch.Tensor, Rows]:
+    def __call__(
+        self, hidden: torch.Tensor, *, fp8: bool, added: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Rows]:
         return rms_norm(hidden, self.weight, self.eps, unit_offset=self.unit_offset, fp8=fp8, added=added)
 
     def backward(self, grad: torch.Tensor, hidden: torch.Tensor, residual_grad: torch.Tensor) -> torch.Tensor:
@@ -86,7 +88,7 @@ class FastLayer:
         """[T, D] -> [T, D]."""
         if not torch.is_grad_enabled():
             return self.forward(hidden, positions, save=False)[0]
-        out: torch.Tensor = _LayerFunction.apply(hidden, self, positions, *self.parameters)
+        out: torch.Tensor = _LayerFunction.apply(hidden, self, positions, *self.parameters)  # type: ignore[no-untyped-call]
         return out
 
     def forward(
@@ -160,11 +162,9 @@ class FastLayer:
         )
         grad_fused = attention_backward(grad_out, fused, out, lse, self.heads, positions.documents)
         del grad_out, fused, out, lse, attended
-        rotate_(grad_fused, positions.cos, positions.sin, inverse=True, **self._rotated)
+        self._rotate(grad_fused, positions, inverse=True)
         _, x = self.attention_norm(hidden, fp8=False)
-        grad_x, qkv_grads = self._linear_backward(
-            self.qkv, self._quantise(grad_fused), x.value, projected["qkv"]
-        )
+        grad_x, qkv_grads = self._linear_backward(self.qkv, self._quantise(grad_fused), x.value, projected["qkv"])
         grads = [*qkv_grads, *output_grads, *gate_up_grads, *down_grads]
         return (self.attention_norm.backward(grad_x, hidden, grad_middle) if to_input else None), grads
 
@@ -226,12 +226,12 @@ class FastLayer:
 
     def _attend(self, fused: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotates query and key in place, then attends."""
-        rotate_(fused, positions.cos, positions.sin, **self._rotated)
+        self._rotate(fused, positions)
         return attention(fused, self.heads, positions.documents)
 
-    @property
-    def _rotated(self) -> dict[str, int]:
-        return {"head_dim": self.heads.head_dim, "count": self.heads.queries + self.heads.keys}
+    def _rotate(self, fused: torch.Tensor, positions: Positions, *, inverse: bool = False) -> None:
+        count = self.heads.queries + self.heads.keys
+        rotate_(fused, positions.cos, positions.sin, head_dim=self.heads.head_dim, count=count, inverse=inverse)
 
     def _quantise(self, value: torch.Tensor) -> Rows:
         return quantise_rows(value) if self.fp8 else Rows(value=value)
@@ -293,7 +293,7 @@ def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: torch.Tensor, layer: FastLayer, positions: Positions, *parameters: torch.Tensor
     ) -> torch.Tensor:
         out, ctx.projected = layer.forward(hidden.detach(), positions, save=True)
@@ -301,7 +301,7 @@ class _LayerFunction(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         to_input, *_ = ctx.needs_input_grad
         grad_hidden, grads = ctx.layer.backward(grad.contiguous(), ctx.positions, ctx.projected, to_input=to_input)
         return grad_hidden, None, None, *grads

@@ -73,7 +73,7 @@ def plan_layers(sizes: LayerSizes, layers: int, *, available: int, offloadable: 
         for index in _spread(having, needed):
             out[index].add(name)
             kept -= sizes.bytes[name]
-    if kept > available:
+    if kept + 2 * _largest(sizes, out) > available:
         return None
     return [_layer_plan(held[index], out[index]) for index in range(layers)]
 
@@ -93,9 +93,7 @@ def _layer_plan(held: set[Name], out: set[Name]) -> LayerPlan:
         return "offload" if name in out else "keep" if name in held else "recompute"
 
     hidden: Literal["keep", "offload"] = "offload" if "hidden" in out else "keep"
-    return LayerPlan(
-        hidden=hidden, attention=place("attention"), middle=place("middle"), gate_up=place("gate_up")
-    )
+    return LayerPlan(hidden=hidden, attention=place("attention"), middle=place("middle"), gate_up=place("gate_up"))
 
 
 def describe_plans(plans: Sequence[LayerPlan]) -> str:

@@ -15,6 +15,8 @@ from app.artifact import BaseModel
 from app.errors import require_ranges
 from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
+from app.model.accelerate import Acceleration, Kernels, accelerate
+from app.model.fast_step import FastStep, parse_budget
 from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
@@ -91,7 +93,12 @@ class QLoRAModule(LightningModule):
         warmup: steps of linear warm-up, as a share of all steps.
         schedule: cosine, linear or constant after the warm-up.
         optimizer: paged_adamw_8bit and adamw_8bit need CUDA; elsewhere adamw takes their place.
-        gradient_checkpointing: recompute each decoder layer in the backward pass: slower, far less memory.
+        gradient_checkpointing: recompute each decoder layer in the backward pass: slower, far less memory; without
+            effect where the fast kernels run, which go by the memory budget.
+        kernels: none: the plain layers; bf16 or fp8: fast layers, with the frozen weights' products in that type; auto:
+            bf16 on a GPU and none on a CPU.
+        memory_budget: GPU memory that training may take, such as 7150MiB; auto is nearly the whole card. Results that
+            do not fit are copied to CPU memory or recomputed. For the fast kernels only.
     """
 
     def __init__(
@@ -115,6 +122,8 @@ class QLoRAModule(LightningModule):
         schedule: Schedule = "cosine",
         optimizer: OptimizerName = "paged_adamw_8bit",
         gradient_checkpointing: bool = True,
+        kernels: Kernels = "auto",
+        memory_budget: str = "auto",
     ) -> None:
         super().__init__()
         require_ranges(
@@ -139,6 +148,9 @@ class QLoRAModule(LightningModule):
         self.rslora, self.dora = rslora, dora
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.optimizer, self.gradient_checkpointing = optimizer, gradient_checkpointing
+        self.kernels, self.memory_budget = kernels, memory_budget
+        self.acceleration: Acceleration | None = None
+        self._fast_step: FastStep | None = None
         self.strict_loading = False  # checkpoints hold the adapter, never the base
         self.model: PeftModel | None = None
         self.mean_loss = MeanMetric()
@@ -206,11 +218,38 @@ class QLoRAModule(LightningModule):
             dtype=str(self.causal_lm.dtype).removeprefix("torch."),
         )
 
+    def on_fit_start(self) -> None:
+        """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
+        self.acceleration = accelerate(self.causal_lm, self.kernels)
+        if self.acceleration is not None and self.trainer.world_size == 1:
+            device = self.trainer.strategy.root_device
+            self._fast_step = FastStep(
+                self.causal_lm,
+                self.acceleration,
+                [parameter for parameter in self.parameters() if parameter.requires_grad],
+                budget=parse_budget(self.memory_budget, device),
+                optimizer=self.optimizer,
+                divisor=self.trainer.accumulate_grad_batches,
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, tokens = summed_loss(self.causal_lm, batch)
+        if self._fast_step is not None:
+            loss, tokens = self._fast_step(batch, first=isinstance(self._window_tokens, int))
+        else:
+            loss, tokens = summed_loss(self.causal_lm, batch)
         self._window_tokens = self._window_tokens + tokens
         self._window_loss = self._window_loss + loss.detach()
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Nothing after a fast step, which has the gradients already."""
+        if self._fast_step is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning calls it between ``training_step`` and ``backward``, when a fast step has its gradients already."""
+        if self._fast_step is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the window's gradient sum into the gradient of its mean loss per trained token.

@@ -23,9 +23,7 @@ class StepGraph:
         largest: how many graphs are kept; each holds its own activations. Other shapes run eagerly.
     """
 
-    def __init__(
-        self, loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter], *, largest: int = 1
-    ) -> None:
+    def __init__(self, loss: Callable[..., Tensor], parameters: Sequence[nn.Parameter], *, largest: int = 1) -> None:
         self._loss, self._parameters, self._largest = loss, list(parameters), largest
         self._seen: set[Shapes] = set()
         self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}

@@ -1,0 +1,105 @@
+"""Models of the four families' 7B shapes with random weights, their linear layers in NF4, made without a checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": (
+        "MistralConfig",
+        {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None,
+         "max_position_embeddings": 32768, "rope_theta": 1e6},
+    ),
+    "llama3": (
+        "LlamaConfig",
+        {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 5e5},
+    ),
+    "gemma": (
+        "GemmaConfig",
+        {"vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192},
+    ),
+    "phi3": (
+        "Phi3Config",
+        {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+         "sliding_window": 2047, "pad_token_id": 0},
+    ),
+    "tiny": (
+        "MistralConfig",
+        {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None},
+    ),
+}  # fmt: skip
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]
+
+
+def build_base(shape: str, device: str) -> Any:
+    """A model of that shape with random weights, its linear layers in NF4, made layer by layer on the device."""
+    import bitsandbytes as bnb
+    import torch
+    import transformers
+
+    name, values = SHAPES[shape]
+    config = getattr(transformers, name)(**values)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    for path, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in path:
+            linear = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
+                compress_statistics=True, device="meta",
+            )  # fmt: skip
+            weight = torch.randn(module.out_features, module.in_features, dtype=torch.bfloat16, device=device) * 0.02
+            linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
+            linear.weight.module = linear
+            linear.quant_state = linear.weight.quant_state
+            model.set_submodule(path, linear)
+    for module in model.modules():
+        for key, value in list(module._parameters.items()):
+            if value is not None and value.is_meta:
+                made = torch.ones if value.dim() == 1 else torch.randn
+                filled = made(value.shape, dtype=value.dtype, device=device) * (1.0 if value.dim() == 1 else 0.02)
+                module._parameters[key] = torch.nn.Parameter(filled, requires_grad=False)
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+    decoder = model.get_decoder()
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(device)
+    model.tie_weights()
+    return model.requires_grad_(False)
+
+
+def add_adapters(model: Any, rank: int) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    names = {path.rsplit(".", 1)[-1] for path, _ in model.named_modules()} & set(TARGETS)
+    adapted = get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(names), task_type="CAUSAL_LM")
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    return adapted.train()
+
+
+def save_checkpoint(shape: str, folder: Path, tokenizer: str) -> None:
+    """The random model as a 4-bit checkpoint, for systems that only load from disk."""
+    from safetensors.torch import save_file
+    from transformers import BitsAndBytesConfig
+
+    model = build_base(shape, "cuda")
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"
+    ).to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in Path(tokenizer).glob("*"):
+        if file.name.startswith(("tokenizer", "special", "vocab", "merges")):
+            shutil.copy(file, folder)

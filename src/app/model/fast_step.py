@@ -1,0 +1,117 @@
+"""The accelerated training step: fast layers, a memory plan that fits the budget, forward and backward as one graph."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from app.errors import ConfigError
+from app.kernels.linear_cross_entropy import linear_cross_entropy
+from app.model.accelerate import Acceleration
+from app.model.budget import fit_to_budget, offload_embeddings
+from app.model.memory_plan import describe_plans
+from app.model.optimizer import OptimizerName
+from app.model.step_graph import StepGraph
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from app.model.module import Batch
+
+STATE_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""Bytes of optimizer state per trained parameter: two moments in 32 or 8 bits."""
+log = logging.getLogger(__name__)
+
+
+def parse_budget(value: str, device: torch.device) -> int:
+    """``7150MiB`` (or ``7GiB``) as bytes; ``auto`` is the whole card but 256 MiB for the desktop.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if value == "auto":
+        return int(torch.cuda.mem_get_info(device)[1]) - 256 * 2**20
+    for unit, factor in (("MiB", 2**20), ("GiB", 2**30)):
+        number = value.removesuffix(unit)
+        if number != value and number.strip().replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise ConfigError(
+        f"model.memory_budget is {value!r}", where="model.memory_budget", remedy="write it as 7150MiB, 7GiB or auto"
+    )
+
+
+class FastStep:
+    """Runs micro-batches forward and backward and adds their gradients to the parameters'.
+
+    The memory plan is made for the first micro-batch's shape, and again if a larger one comes.
+
+    Args:
+        causal_lm: with peft's layers inside; its decoder's layers are swapped.
+        acceleration: from `app.model.accelerate.accelerate`.
+        parameters: the trained ones.
+        budget: bytes of GPU memory.
+        optimizer: how much memory it will take.
+        divisor: what a micro-batch's summed loss is divided by before its gradient is taken.
+    """
+
+    def __init__(
+        self,
+        causal_lm: "PreTrainedModel",
+        acceleration: Acceleration,
+        parameters: list[nn.Parameter],
+        *,
+        budget: int,
+        optimizer: OptimizerName,
+        divisor: int,
+    ) -> None:
+        self._causal_lm, self._acceleration, self._parameters = causal_lm, acceleration, parameters
+        self._budget, self._divisor = budget, divisor
+        self._state_bytes = STATE_BYTES[optimizer] * sum(parameter.numel() for parameter in parameters)
+        offload_embeddings(causal_lm)
+        self._graph = StepGraph(self._loss, parameters)
+        self._planned = (0, 0)
+
+    def __call__(self, batch: "Batch", *, first: bool) -> tuple[Tensor, Tensor]:
+        """The summed loss of a micro-batch in nats (detached) and its trained tokens, as `summed_loss` gives them.
+
+        Args:
+            batch: padded or packed rows.
+            first: of an accumulation window: its gradients start from zero.
+        """
+        if first:
+            for parameter in self._parameters:
+                parameter.grad = None
+        rows, length = batch["input_ids"].shape
+        if rows * length > self._planned[0] * self._planned[1]:
+            self._plan(rows, length)
+        # Padding stands behind the tokens that see it, so a causal model needs no mask for it.
+        names = ("input_ids", "trained", "position_ids")
+        inputs = {name: value for name, value in batch.items() if name in names and isinstance(value, Tensor)}
+        return self._graph(inputs) * self._divisor, batch["trained"][:, 1:].sum()
+
+    def _plan(self, rows: int, length: int) -> None:
+        plans = fit_to_budget(
+            self._acceleration,
+            self._parameters,
+            rows=rows,
+            length=length,
+            budget=self._budget,
+            state_bytes=self._state_bytes,
+            device=self._parameters[0].device,
+        )
+        self._graph = StepGraph(self._loss, self._parameters)
+        self._planned = rows, length
+        precision = "FP8" if self._acceleration.fp8 else "bf16"
+        log.info("%s kernels, %d x %d tokens, %s", precision, rows, length, describe_plans(plans))
+
+    def _loss(self, input_ids: Tensor, trained: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The head is applied at every position: which are trained is a value, and a graph has fixed shapes."""
+        states = self._causal_lm.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        targets = input_ids[:, 1:].masked_fill(~trained[:, 1:], -100)
+        targets = functional.pad(targets, (0, 1), value=-100)
+        head: Tensor = self._causal_lm.get_output_embeddings().weight
+        return linear_cross_entropy(states.flatten(0, 1), head, targets.flatten()) / self._divisor

@@ -1,0 +1,52 @@
+"""The memory plan keeps what fits, and never plans more than there is."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.model.activation_store import LayerPlan, Name
+from app.model.memory_plan import LayerSizes, describe_plans, plan_layers
+
+MIB = 2**20
+NAMES: tuple[Name, ...] = ("hidden", "attention", "middle", "gate_up")
+SIZES = LayerSizes(
+    bytes={"hidden": 16 * MIB, "attention": 40 * MIB, "middle": 16 * MIB, "gate_up": 56 * MIB},
+    operations={"attention": 2e11, "middle": 7e10, "gate_up": 5e11},
+)
+
+
+def bytes_in(plans: list[LayerPlan], place: str) -> int:
+    return sum(SIZES.bytes[name] for plan in plans for name in NAMES if getattr(plan, name) == place)
+
+
+@given(available=st.integers(0, 6000), offloadable=st.integers(0, 4000), layers=st.integers(1, 40))
+def test_plans_fit(available: int, offloadable: int, layers: int) -> None:
+    plans = plan_layers(SIZES, layers, available=available * MIB, offloadable=offloadable * MIB)
+    if plans is None:
+        assert available < layers * 16 + 2 * 128 + 64
+        return
+    assert bytes_in(plans, "keep") <= available * MIB
+    inputs = sum(SIZES.bytes["hidden"] for plan in plans if plan.hidden == "offload")
+    moving = 2 * sum(SIZES.bytes.values()) + max(SIZES.bytes.values())
+    assert bytes_in(plans, "offload") <= max(offloadable * MIB, inputs) + moving
+
+
+def test_more_memory_never_recomputes_more() -> None:
+    recomputed = [
+        bytes_in(plan_layers(SIZES, 32, available=mib * MIB, offloadable=0) or [], "recompute")
+        for mib in range(600, 5000, 50)
+    ]
+    assert recomputed[0] > 0 and recomputed[-1] == 0
+    assert all(later <= earlier for earlier, later in zip(recomputed, recomputed[1:], strict=False))
+
+
+def test_the_most_useful_bytes_are_kept_first() -> None:
+    plans = plan_layers(SIZES, 4, available=(4 * 16 + 2 * 56) * MIB, offloadable=0)
+    assert plans is not None
+    assert [plan.gate_up for plan in plans] == ["recompute", "recompute", "keep", "keep"]
+    assert describe_plans(plans) == (
+        "4 layers: inputs 4 kept; attention 4 recomputed; residual 4 recomputed; MLP 2 recomputed, 2 kept"
+    )
+
+
+def test_too_little_is_refused() -> None:
+    assert plan_layers(SIZES, 32, available=10 * MIB, offloadable=0) is None
