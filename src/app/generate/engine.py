@@ -76,6 +76,11 @@ class Engine:
         return self._forward.context
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that answer now; empty for the base."""
+        return self._forward.adapters
+
+    @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
         return bool(self._waiting or self._running)

@@ -43,6 +43,9 @@ class Forward:
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", *, slots: int, context: int | None) -> None:
+        # peft imports bitsandbytes, which is to be imported by `app.model.load` first: it quietens it.
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         # A PeftModel's adapter layers sit inside the transformers model; going straight to it saves a wrapper a step.
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = self._model.config
@@ -52,7 +55,8 @@ class Forward:
         self.vocabulary = int(config.vocab_size)
         self.cache = SlotCache(config, slots=slots, context=self.context, dtype=self._dtype, device=self._device)
         self._window: int | None = getattr(config, "sliding_window", None)
-        self._adapted = next((m for m in self._model.modules() if hasattr(m, "disable_adapters")), None)
+        # All layers of an adapter are switched together, so one of them tells.
+        self._adapted = next((m for m in self._model.modules() if isinstance(m, BaseTunerLayer)), None)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -1,0 +1,28 @@
+"""Opened models for the generation tests."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from app.data.tokenize import load_tokenizer
+from app.families import get_family
+from app.generate.session import Session
+from app.model.load import load_base
+
+
+def open_float32(folder: Path, family_name: str, *, alpha: int, **config: object) -> Session:
+    """A checkpoint in NF4 with a random LoRA adapter of that strength, computing in float32.
+
+    In bfloat16 the shape of the batch decides between near ties. ``config`` changes the model's configuration.
+    ``trainable`` keeps bitsandbytes from repacking the weights, which would put bfloat16 products back in.
+    """
+    family = get_family(family_name)
+    model = load_base(str(folder), family, device=torch.device("cpu"), dtype=torch.float32, trainable=True)
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    lora = LoraConfig(r=8, lora_alpha=alpha, target_modules=list(family.lora_targets), init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        tuned = get_peft_model(model, lora)
+    return Session(model=tuned.eval(), tokenizer=load_tokenizer(str(folder), family), family=family, manifest=None)
