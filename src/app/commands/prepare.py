@@ -1,6 +1,7 @@
 """``python -m app prepare INPUT… --output data/``: turn what people have into what the trainer needs."""
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,5 +133,17 @@ def _numbers(text: str) -> list[float] | None:
         raise ConfigError(f"--weights {text!r} are no numbers", remedy="write one for each input: 1,3") from fault
 
 
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str]) -> int:
-    return run_command(prepare_command, argv, name="prepare")
+    # Being ended (by a scheduler, by closing a terminal) cleans up as ctrl-C does.
+    before = signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        return run_command(prepare_command, argv, name="prepare")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
