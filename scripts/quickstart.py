@@ -194,7 +194,7 @@ def show_answers(examples: list[dict[str, str]], console: Console) -> None:
             lines = text.strip().splitlines()
             shown = "\n".join(lines[:EXAMPLE_LINES]) + ("\n…" if len(lines) > EXAMPLE_LINES else "")
             console.print(f"[bold]{title}[/bold]")
-            console.print(Padding(Text(shown), (0, 0, 1, 2)))
+            console.print(Padding(Text(shown), (0, 0, 1, 2), expand=False))
 
 
 def closing_table(run: str, report: dict[str, Any], seconds: float) -> Table:
@@ -249,7 +249,8 @@ def main() -> int:
                 return status
         records = read_records()
         report = json.loads(Path(way[-1].result).read_text(encoding="utf-8"))
-        show_answers(report["examples"][:EXAMPLES], console)
+        examples = report["examples"]
+        show_answers(examples[:: max(1, len(examples) // EXAMPLES)][:EXAMPLES], console)
         console.print(closing_table(run, report, sum(records[step.result].seconds for step in way)))
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
