@@ -15,6 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +24,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from app.artifact import RunDirectory, write_atomic
 from app.errors import AppError, ConfigError
@@ -194,7 +193,7 @@ def show_answers(examples: list[dict[str, str]], console: Console) -> None:
             lines = text.strip().splitlines()
             shown = "\n".join(lines[:EXAMPLE_LINES]) + ("\n…" if len(lines) > EXAMPLE_LINES else "")
             console.print(f"[bold]{title}[/bold]")
-            console.print(Padding(Text(shown), (0, 0, 1, 2), expand=False))
+            console.print(textwrap.indent(shown, "  ") + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def closing_table(run: str, report: dict[str, Any], seconds: float) -> Table:
