@@ -117,7 +117,7 @@ def export_merged(
             with merged_scorer(work, tuned) as scorer:
                 verdicts.append(check.judge(scorer, target.name, str(kind).removeprefix("torch.")))
     _settle(target, verdicts, place=publish_folder)
-    return outcome_of("merged", [target], verdicts, check)
+    return outcome_of("merged-exact" if exact else "merged", [target], verdicts, check)
 
 
 def export_gguf(
@@ -148,7 +148,7 @@ def export_gguf(
             if file != target:
                 _settle(target, own, place=publish)
             verdicts += own
-    return outcome_of("gguf", targets, verdicts, check)
+    return outcome_of("gguf-exact" if exact else "gguf", targets, verdicts, check)
 
 
 def export_lora_gguf(

@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,21 +123,8 @@ def publish_folder(target: Path) -> None:
         target.rename(old)
         partial.rename(target)
         shutil.rmtree(old)
+    partial.with_name(partial.name + ".json").unlink(missing_ok=True)
     _sync_folder(target.parent)
-
-
-@contextmanager
-def folder_target(target: Path) -> Iterator[Path]:
-    """A folder to build a small result in, that takes the target's place if the block ends well and else vanishes."""
-    partial = partial_path(target)
-    discard(target)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        publish_folder(target)
-    except BaseException:
-        discard(target)
-        raise
 
 
 def _ahead(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, memoryview]]:
