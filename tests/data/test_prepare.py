@@ -296,3 +296,97 @@ def test_any_json_values_are_rows(tmp_path: Path, objects: list[Any]) -> None:
     assert counts["rows_in"] == len(objects) + 1 == counts["rows_kept"] + counts["rows_rejected"]
     assert len(rejected(output)) == counts["rows_rejected"]
     assert good["question"] in where(output)
+
+
+def test_a_table_from_datasets_and_a_folder_of_files(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, DatasetDict
+
+    rows = numbered(60)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    DatasetDict({"a": Dataset.from_list(rows[:20]), "b": Dataset.from_list(rows[20:])}).save_to_disk(tmp_path / "two")
+    (tmp_path / "three" / "deep").mkdir(parents=True)
+    write_csv(tmp_path / "three" / "rows.csv", rows[:30])
+    pq.write_table(pa.Table.from_pylist(rows[30:]), tmp_path / "three" / "deep" / "rows.parquet")
+    (tmp_path / "three" / "README.md").write_text("not data")
+    found = {}
+    for name in ("one", "two", "three"):
+        value = prepare([str(tmp_path / name)], tmp_path / f"{name}-out").value
+        assert value["counts"] == {"rows_in": 60, "rows_kept": 60, "rows_rejected": 0}
+        found[name] = where(tmp_path / f"{name}-out")
+    assert found["one"] == found["two"] == found["three"]
+    assert [source["file"] for source in value["sources"]] == ["deep/rows.parquet", "rows.csv"]
+
+
+def test_plain_text_and_a_file_no_one_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("\n".join(f"{sentence(f't{n}')} {sentence(f'u{n}')}" for n in range(20)))
+    assert prepare([str(path)], None).value["counts"]["rows_kept"] == 20
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # The tests may run as root, whom no permission stops.
+    with pytest.raises(DataError, match="Permission denied"):
+        prepare([str(path)], None)
+
+
+def test_progress_is_told_from_start_to_end(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    path = write_csv(tmp_path / "a.csv", numbered(5000))
+    prepare([str(path)], None, progress=lambda *state: told.append(state))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["read and check", "find near-duplicates", "write"]
+    for stage in stages:
+        done = [part for name, part, _ in told if name == stage]
+        total = next(whole for name, _, whole in told if name == stage)
+        assert done == sorted(done) and 0.6 * total <= done[-1] <= total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_with_workers_leaves_neither_output_nor_processes(tmp_path: Path, number: int) -> None:
+    import psutil
+
+    path = write_csv(tmp_path / "a.csv", numbered(6_000))
+    command = [sys.executable, "-m", "app", "prepare", *[str(path)] * 20, "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for _ in range(600):
+        if any(p.stat().st_size for p in tmp_path.glob(".out.*/.spool-*/records.jsonl")):
+            break
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert not (tmp_path / "out").exists()
+    if number != signal.SIGKILL:
+        assert process.returncode == 130 and "nothing was written" in error and "Traceback" not in error
+        assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_on_a_large_file(tmp_path: Path) -> None:
+    """60,000 rows (26 MB) and 120,000: three processes need some 300 MB, and twice the rows hardly more."""
+    import importlib.util
+
+    script = Path(__file__).parents[2] / "scripts" / "bench" / "prepare.py"
+    spec = importlib.util.spec_from_file_location("bench_prepare", script)
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    peaks = []
+    for rows in (60_000, 120_000):
+        data = tmp_path / f"{rows}.csv"
+        bench.make_csv(data, rows)
+        command = [sys.executable, "-m", "app", "prepare", str(data), "--output", str(tmp_path / "out")]
+        peaks.append(bench.measure([*command, "--workers", "2"], log=tmp_path / "log")["peak_mib"])
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["counts"]["rows_in"] == rows
+    assert peaks[1] < 600 and peaks[1] < peaks[0] + 120, peaks

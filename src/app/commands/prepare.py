@@ -1,6 +1,7 @@
 """``python -m app prepare INPUT… --output data/``: turn what people have into what the trainer needs."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -145,5 +146,9 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # `| head` has read enough; without this Python complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     finally:
         signal.signal(signal.SIGTERM, before)

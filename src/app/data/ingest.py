@@ -281,12 +281,18 @@ def batches(
     for line, row, position in rows:
         consumed = max(consumed, position)
         part.append((line, row))
-        weight += len(row) if isinstance(row, str) else sum(map(len, row)) if isinstance(row, list) else 500
+        weight += _characters(row)
         if len(part) == BATCH_ROWS or weight > 4_000_000:
             yield Batch(file=file, source=source, header=header, rows=part, consumed=consumed)
             part, weight = [], 0
     if part:
         yield Batch(file=file, source=source, header=header, rows=part, consumed=consumed)
+
+
+def _characters(row: Row) -> int:
+    if isinstance(row, dict):
+        return sum(len(value) if isinstance(value, str) else 200 for value in row.values())
+    return len(row) if isinstance(row, str) else sum(map(len, row)) if isinstance(row, list) else 200
 
 
 def format_of(path: Path, head: str, magic: bytes) -> tuple[Format, str]:
