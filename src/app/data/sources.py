@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from app.data.ingest import Batch, Format, Row, TextFacts, batches, format_of, lines, open_bytes, survey, unreadable
+from app.data.compression import open_bytes, unreadable
+from app.data.encoding import TextFacts, survey
+from app.data.ingest import Batch, Format, Row, batches, format_of, lines
 from app.data.jsonlines import json_document, json_lines
 from app.data.shapes import SHAPES, ShapeName, find_shape
 from app.data.tabular import records, sniff
