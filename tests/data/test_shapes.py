@@ -97,3 +97,30 @@ def test_every_fault_has_its_kind(row: dict[str, Any], kind: str) -> None:
     with pytest.raises(RowError) as fault:
         messages(row)
     assert fault.value.kind == kind and fault.value.detail
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (("instruction", "input", "output"), "alpaca"),
+        (("prompt", "completion"), "prompt-completion"),
+        (("question", "answer", "id"), "question-answer"),
+        (("Frage", "Antwort"), "question-answer"),
+        (("messages",), "chat"),
+        (("conversations",), "sharegpt"),
+        (("text",), "text"),
+    ],
+)
+def test_shapes_have_names_and_can_be_said(fields: tuple[str, ...], name: str) -> None:
+    shape = find_shape(fields)
+    assert shape is not None and shape.name == name
+    assert find_shape(fields, wanted=shape.name) == shape
+    others = {"alpaca", "prompt-completion", "chat", "sharegpt", "text"} - {name, "chat"}
+    assert all(find_shape(fields, wanted=other) is None for other in others)  # type: ignore[arg-type]
+
+
+def test_a_said_shape_chooses_among_columns() -> None:
+    row = {"instruction": "I", "input": "", "output": "O", "prompt": "P", "completion": "C", "text": "One. Two."}
+    assert messages(row, wanted="alpaca") == [("user", "I"), ("assistant", "O")]
+    assert messages(row, wanted="prompt-completion") == [("user", "P"), ("assistant", "C")]
+    assert messages(row, wanted="text") == [("user", "One."), ("assistant", "Two.")]

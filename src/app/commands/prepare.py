@@ -29,7 +29,7 @@ def prepare_command(
     stratify: bool = False,
     seed: int = 42,
     columns: dict[str, str] | None = None,
-    shape: Literal["chat", "qa", "text"] | None = None,
+    shape: Literal["alpaca", "prompt-completion", "question-answer", "chat", "sharegpt", "text"] | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
     similarity: float = 0.8,
