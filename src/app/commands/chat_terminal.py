@@ -195,7 +195,7 @@ class Terminal:
             raise ConfigError(f"{text!r}: {fault}", where="/params", remedy="close the quotation mark") from fault
         changes = dict(map(parse_parameter, parts))
         self._sampling = dataclasses.replace(self._sampling, **changes)
-        shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k != "logprobs"}
+        shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k not in ("logprobs", "ignore_stop")}
         self._note(" ".join(f"{name}={value}" for name, value in shown.items()))
 
     def _file(self, name: str, action: Callable[[Path], None]) -> Path:

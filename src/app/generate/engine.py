@@ -135,7 +135,7 @@ class Engine:
             ids,
             sampling,
             tokenizer=self._session.tokenizer,
-            stop_ids=self._stop_ids,
+            stop_ids=frozenset() if sampling.ignore_stop else self._stop_ids,
             limit=min(sampling.max_tokens, self.context - len(ids)),
             speculate=self._speculate,
             on_chunk=on_chunk,
