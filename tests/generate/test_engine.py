@@ -1,6 +1,7 @@
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from app.generate.engine import Engine
 from app.generate.request import Answer, Chunk, Request
 from app.generate.sampling import Sampling
 from app.generate.session import Session
+from support.opening import open_plain
 
 OpenTiny = Callable[[str], Session]
 QUESTIONS = ["Why?", "Name three colours of the rainbow, please.", "漢字 and 🙂", "a b c d e f g a b c d e f g a b c"]
@@ -94,8 +96,8 @@ def test_a_drawn_seed_is_reported_and_gives_the_text_again(open_tiny: OpenTiny) 
 
 
 @pytest.mark.slow
-def test_a_thousand_random_schedules_lose_and_mix_nothing(open_tiny: OpenTiny) -> None:
-    session = open_tiny("smollm2")
+def test_a_thousand_random_schedules_lose_and_mix_nothing(tiny: Callable[[str], Path]) -> None:
+    session = open_plain(tiny("smollm2"), "smollm2")
     rng = random.Random(42)
     prompts = [[rng.randrange(300, 1000) for _ in range(rng.choice([1, 2, 5, 17, 40]))] for _ in range(12)]
     prompts[3] = [400, 401, 402, 403] * 6

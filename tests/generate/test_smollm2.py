@@ -33,7 +33,7 @@ def test_fifty_greedy_answers_are_those_of_transformers(smollm2: Path) -> None:
     session = open_float32(smollm2, "smollm2", alpha=2)
     prompts = [prompt(form.format(subject)) for form, subject in itertools.product(FORMS, SUBJECTS)]
     encoded = [encode(p, session.tokenizer, session.family, answer_next=True).input_ids for p in prompts]
-    answers = Engine(session, slots=10, context=256).generate(prompts, Sampling(max_tokens=TOKENS))
+    answers = Engine(session, slots=25, context=256).generate(prompts, Sampling(max_tokens=TOKENS))
     stop = session.tokenizer.convert_tokens_to_ids(list(session.family.stop_tokens))
     session.tokenizer.padding_side = "left"
     differing = []

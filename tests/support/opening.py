@@ -11,6 +11,13 @@ from app.generate.session import Session
 from app.model.load import load_base
 
 
+def open_plain(folder: Path, family_name: str) -> Session:
+    """A checkpoint in float32 as it is: the fastest to run."""
+    family = get_family(family_name)
+    model = load_base(str(folder), family, device=torch.device("cpu"), dtype=torch.float32, quantization="none")
+    return Session(model=model.eval(), tokenizer=load_tokenizer(str(folder), family), family=family, manifest=None)
+
+
 def open_float32(folder: Path, family_name: str, *, alpha: int, **config: object) -> Session:
     """A checkpoint in NF4 with a random LoRA adapter of that strength, computing in float32.
 
