@@ -2,7 +2,7 @@
 
 Makes a random checkpoint of Mistral 7B's shape (``--layers`` fewer for a smaller disk) with a rank-16 adapter on all
 linear layers, and measures, each in its own process: copying the checkpoint file by file (the disk's speed), `export
-merged`, `export gguf --quant f16`, and, where its path is given, llama.cpp's convert_hf_to_gguf.py on the merged folder.
+merged`, `export gguf --quant f16`, and, where its path is given, llama.cpp's convert_hf_to_gguf.py on the merged one.
 Printed per step: seconds, bytes written per second, and the process's peak memory as the kernel counted it (ru_maxrss,
 mapped pages of files included). Needs three times the checkpoint's size on disk; cleans up after itself.
 """

@@ -17,7 +17,7 @@ from app.export.report import write_report
 from app.export.runtime import QUANTS, LlamaCpp, llama_cpp, quantize
 from app.export.samples import held_out
 from app.export.scorers import merged_scorer
-from app.export.target import Advance, discard, partial_path, publish, publish_folder
+from app.export.target import AHEAD, Advance, discard, partial_path, publish, publish_folder
 from app.export.tuned import TunedModel, open_tuned, require_room
 
 Bars = Callable[[str, int], Advance]
@@ -257,7 +257,7 @@ def _gguf_room(tuned: TunedModel, folder: Path, quants: Sequence[str]) -> None:
     needed = sum(gguf_bytes(tuned, quant) for quant in quants)
     if set(quants) - set(DIRECT) and not set(quants) & {"f16", "bf16", "f32"}:
         needed += gguf_bytes(tuned, "f16")
-    require_room(folder, disk=needed, memory=4 * 4 * tuned.largest + OVERHEAD)
+    require_room(folder, disk=needed, memory=AHEAD * 4 * 4 * tuned.largest + OVERHEAD)
 
 
 def _settle(target: Path, verdicts: Sequence[Verdict], *, place: Callable[[Path], None]) -> None:

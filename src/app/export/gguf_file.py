@@ -63,7 +63,7 @@ def file_name(tuned: TunedModel, quant: str, *, name: str | None = None) -> str:
 def write_gguf(tuned: TunedModel, target: Path, *, quant: Direct, advance: Advance) -> Path:
     """Writes the file's partial form (see `target.publish`) and returns its path; continues a stopped one.
 
-    Memory: the largest changed tensor in float32, four times over.
+    Memory: two of the largest changed tensors in float32, four times over.
 
     Raises:
         ModelError: the model has tensors or a vocabulary that llama.cpp has no place for.

@@ -11,7 +11,7 @@ import torch
 from app.artifact import write_atomic
 from app.errors import ConfigError
 from app.export.card import model_card
-from app.export.target import Advance, Blob, discard, partial_path, publish, write_blobs
+from app.export.target import AHEAD, Advance, Blob, discard, partial_path, publish, write_blobs
 from app.export.tuned import TunedModel, require_room
 from app.export.weights import NAMES, header_bytes, tensor_bytes
 
@@ -47,7 +47,7 @@ def pick_type(dtype: str, tuned: TunedModel) -> torch.dtype:
 def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_bytes: int, advance: Advance) -> Path:
     """Writes the folder beside its target (see `target.publish_folder`) and returns its path; continues a stopped one.
 
-    Memory: the largest changed tensor in float32, three times over; a 7B model needs under 2 GiB in all.
+    Memory: two of the largest changed tensors in float32, three times over; a 7B model needs under 2.5 GB in all.
 
     Args:
         tuned: what to write.
@@ -68,7 +68,7 @@ def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_b
     names = [_shard_name(index, len(shards)) for index in range(len(shards))]
     written = sum(file.stat().st_size for file in work.iterdir()) if work.is_dir() else 0
     total = merged_bytes(tuned, dtype)
-    require_room(target.parent, disk=total - written, memory=3 * 4 * tuned.largest + OVERHEAD)
+    require_room(target.parent, disk=total - written, memory=AHEAD * 3 * 4 * tuned.largest + OVERHEAD)
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(note, json.dumps(fingerprint))
     for name, tensors in zip(names, shards, strict=True):
