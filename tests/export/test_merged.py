@@ -135,7 +135,7 @@ def test_a_damaged_base_is_named(damage: str, tiny: TinyCheckpoint, tmp_path: Pa
         file.unlink()
     else:
         file.write_bytes(content[:-10] if damage == "cut" else b"\xff" * 7 + content[7:])
-    with pytest.raises(ModelError, match="model.safetensors"):
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
         read_checkpoint(base)
 
 

@@ -1,11 +1,11 @@
 """llama.cpp's own converter, from the source distribution of llama-cpp-python (77 MB, MIT), as a test oracle only."""
 
-import json
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,20 +21,23 @@ sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
 import torch
 from conversion import get_model_class
 import gguf
-base, out, architecture = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-model = get_model_class(architecture)
-model.set_vocab = lambda self: None  # vocabularies need sentencepiece files, which transformers 5 no longer writes
-with torch.inference_mode():
-    model(base, gguf.LlamaFileType.MOSTLY_F16, out).write()
+for base, out in zip(sys.argv[2::2], sys.argv[3::2]):
+    model = get_model_class(json.loads((Path(base) / "config.json").read_text())["architectures"][0])
+    model.set_vocab = lambda self: None  # vocabularies need sentencepiece files, which transformers 5 no longer writes
+    with torch.inference_mode():
+        model(Path(base), gguf.LlamaFileType.MOSTLY_F16, Path(out)).write()
 """
 
 
-def convert(base: Path, target: Path) -> None:
-    """Writes what llama.cpp's converter makes of a checkpoint in float16, without its vocabulary."""
+def convert(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Writes what llama.cpp's converter makes of checkpoints in float16, without their vocabularies.
+
+    Args:
+        pairs: checkpoint folder and file to write; all in one process, since importing takes the time.
+    """
     if not (ORACLE / "convert_hf_to_gguf.py").is_file():
         _fetch()
-    architecture = json.loads((base / "config.json").read_text())["architectures"][0]
-    command = [sys.executable, "-c", DRIVER, str(ORACLE), str(base), str(target), architecture]
+    command = [sys.executable, "-c", DRIVER, str(ORACLE), *(str(path) for pair in pairs for path in pair)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
