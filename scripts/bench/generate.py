@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from app.data.records import prompt
 from app.data.tokenize import encode
@@ -84,25 +82,17 @@ def main() -> None:
         ),
         (f"free text: {new}", pairs, [question("Tell a story about a fisherman and the sea.")], [new]),
     ]
-    table = Table(
-        "workload",
-        "system",
-        "tokens/s",
-        "to transformers (sdpa)",
-        "same texts",
-        title=f"{session.family.title} on {device.type}, {torch.get_num_threads()} threads",
-    )
+    print(f"{session.family.title} on {device.type}, {torch.get_num_threads()} threads; ratios to transformers, sdpa")
     for name, which, prompts, counts in workloads:
-        if arguments.only and arguments.only not in name:
+        if arguments.only not in name:
             continue
         measured = measure({key: systems[key] for key in which}, prompts, counts, arguments.rounds, device)
         tokens = sum(map(len, prompts)) if counts == [1] else sum(counts)
         peer = measured["transformers, sdpa"]
+        print(f"\n{name:<34}{'tokens/s':>10}{'ratio':>8}{'same texts':>12}")
         for key, (seconds, texts) in measured.items():
             same = sum(mine == other for mine, other in zip(texts, peer[1], strict=True))
-            table.add_row(name, key, f"{tokens / seconds:.1f}", f"{peer[0] / seconds:.2f}", f"{same}/{len(texts)}")
-            name = ""
-    Console(width=120).print(table)
+            print(f"  {key:<32}{tokens / seconds:>10.1f}{peer[0] / seconds:>8.2f}{same:>9}/{len(texts)}", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -115,7 +105,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=1024, help="tokens of the prompt that is only read")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="only workloads whose name holds this")
+    parser.add_argument("--only", default="", help="only workloads whose name holds this")
     return parser.parse_args()
 
 

@@ -11,10 +11,11 @@ from app.data.tokenize import encode
 from app.errors import ConfigError, DataError
 from app.families import all_families
 from app.generate.engine import Engine
+from app.generate.forward import Forward, Row
 from app.generate.request import Answer, Chunk, Request
 from app.generate.sampling import Sampling
 from app.generate.session import Session
-from support.opening import open_plain
+from support.opening import open_plain, open_tuned
 
 OpenTiny = Callable[[str], Session]
 QUESTIONS = ["Why?", "Name three colours of the rainbow, please.", "漢字 and 🙂", "a b c d e f g a b c d e f g a b c"]
@@ -86,6 +87,27 @@ def test_a_seed_gives_the_same_text_alone_and_in_any_batch(open_tiny: OpenTiny) 
         batch = engine.generate([*prompts[:place], ids, *prompts[place:]], [*others[:place], wanted, *others[place:]])
         assert batch[place].token_ids == alone.token_ids
     assert engine.generate([ids], Sampling(temperature=1.0, seed=12, max_tokens=25))[0].token_ids != alone.token_ids
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="not the CPU kernels this is true of")
+def test_in_bfloat16_scores_are_bit_equal_in_any_batch_and_chunk(tiny: Callable[[str], Path]) -> None:
+    session = open_tuned(tiny("smollm2"), "smollm2", alpha=16, dtype=torch.bfloat16)
+    forward = Forward(session.model, slots=4, context=256)
+    ids = [random.Random(3).randrange(300, 1000) for _ in range(60)]
+
+    def scores(widths: list[int], slot: int, others: list[Row]) -> torch.Tensor:
+        at, found = 0, torch.empty(0)
+        for width in widths:
+            row = Row(slot=slot, start=at, ids=ids[at : at + width], scored=1)
+            found = forward([*others, row])[-1]
+            at += width
+        return found
+
+    expected = scores([60], 0, [])
+    other = [Row(slot=0, start=0, ids=[400] * 9, scored=2), Row(slot=3, start=0, ids=[500], scored=0)]
+    for widths in ([60], [40, 20], [40, *[1] * 20], [30, *[3] * 10]):
+        assert torch.equal(scores(widths, 2, []), expected)
+        assert torch.equal(scores(widths, 2, other), expected)
 
 
 def test_a_drawn_seed_is_reported_and_gives_the_text_again(open_tiny: OpenTiny) -> None:

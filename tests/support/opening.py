@@ -19,13 +19,18 @@ def open_plain(folder: Path, family_name: str) -> Session:
 
 
 def open_float32(folder: Path, family_name: str, *, alpha: int, **config: object) -> Session:
-    """A checkpoint in NF4 with a random LoRA adapter of that strength, computing in float32.
+    """`open_tuned` computing in float32: in bfloat16 the shape of transformers' batch decides between near ties."""
+    return open_tuned(folder, family_name, alpha=alpha, dtype=torch.float32, **config)
 
-    In bfloat16 the shape of the batch decides between near ties. ``config`` changes the model's configuration.
-    ``trainable`` keeps bitsandbytes from repacking the weights, which would put bfloat16 products back in.
+
+def open_tuned(folder: Path, family_name: str, *, alpha: int, dtype: torch.dtype, **config: object) -> Session:
+    """A checkpoint in NF4 with a random LoRA adapter of that strength; ``config`` changes its configuration.
+
+    In float32, ``trainable`` keeps bitsandbytes from repacking the weights, which would put bfloat16 products back in.
     """
     family = get_family(family_name)
-    model = load_base(str(folder), family, device=torch.device("cpu"), dtype=torch.float32, trainable=True)
+    exact = dtype == torch.float32
+    model = load_base(str(folder), family, device=torch.device("cpu"), dtype=dtype, trainable=exact)
     for name, value in config.items():
         setattr(model.config, name, value)
     lora = LoraConfig(r=8, lora_alpha=alpha, target_modules=list(family.lora_targets), init_lora_weights=False)

@@ -40,8 +40,8 @@ class Engine:
         context: tokens of prompt and answer together; by default what the model and the free memory allow.
         speculate: draft by prompt lookup (`app.generate.speculate`); changes the speed only.
         reuse: keep what a slot's last request left when the next one begins with the same tokens, as each turn of a
-            chat does. Its scores then come from other batch shapes than a fresh reading's, so that in bfloat16 a
-            seed's text may depend on what was asked before.
+            chat does. Where the model's products depend on the shape of the batch (GPUs in 16 bits), a seed's text may
+            then depend on what was asked before.
 
     Raises:
         ConfigError: ``slots`` or ``context`` is out of range.
