@@ -15,17 +15,16 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from app.artifact import RunDirectory, write_atomic
 from app.errors import AppError, ConfigError
@@ -64,13 +63,13 @@ class Record:
     """What is remembered of a step, in RECORDS under the name of its result.
 
     Attributes:
-        state: "begun" until the command has ended well.
         fingerprint: of the command and its inputs.
+        made: SHA-256 of the result; None until the command has ended well.
         seconds: that it took.
     """
 
-    state: Literal["begun", "done"]
     fingerprint: str
+    made: str | None = None
     seconds: float = 0.0
 
 
@@ -116,9 +115,13 @@ def fingerprint(step: Step) -> str:
     """Of the command and its inputs' contents (SHA-256)."""
     digest = hashlib.sha256(shlex.join(step.command).encode())
     for name in step.inputs:
-        with Path(name).open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(sha256_file(name).encode())
     return digest.hexdigest()
+
+
+def sha256_file(name: str) -> str:
+    with Path(name).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_records() -> dict[str, Record]:
@@ -136,9 +139,10 @@ def remember(step: Step, record: Record) -> None:
 
 
 def is_done(step: Step, record: Record | None) -> bool:
-    """Whether the same command has made the result from the same inputs."""
-    whole = record is not None and record.state == "done" and Path(step.result).is_file()
-    return whole and record.fingerprint == fingerprint(step)
+    """Whether the result is what the same command has made from the same inputs."""
+    if record is None or not Path(step.result).is_file() or record.made != sha256_file(step.result):
+        return False
+    return record.fingerprint == fingerprint(step)
 
 
 def resumption(step: Step, record: Record | None, run: str) -> tuple[str, ...]:
@@ -146,8 +150,8 @@ def resumption(step: Step, record: Record | None, run: str) -> tuple[str, ...]:
     another configuration or of other data."""
     if "fit" not in step.command or not any(RunDirectory(run).checkpoints.glob("*.ckpt")):
         return ()
-    same = record is not None and record.state == "begun" and record.fingerprint == fingerprint(step)
-    resumable = same and any(RunDirectory(run).checkpoints.glob("step-*.ckpt"))
+    interrupted = record is not None and record.made is None and record.fingerprint == fingerprint(step)
+    resumable = interrupted and any(RunDirectory(run).checkpoints.glob("step-*.ckpt"))
     return ("--ckpt_path", "last") if resumable else ("--overwrite", "true")
 
 
@@ -161,11 +165,12 @@ def do(step: Step, run: str, console: Console) -> int:
     console.print(f"\n[bold]{escape(step.title)}[/bold]", soft_wrap=True)
     console.print(f"[cyan]$ python {escape(shlex.join(command))}[/cyan]", soft_wrap=True)
     before = fingerprint(step)
-    remember(step, Record(state="begun", fingerprint=before))
+    remember(step, Record(fingerprint=before))
     began = time.monotonic()
     status = call(command)
     if status == 0:
-        remember(step, Record(state="done", fingerprint=before, seconds=time.monotonic() - began))
+        seconds = time.monotonic() - began
+        remember(step, Record(fingerprint=before, made=sha256_file(step.result), seconds=seconds))
     return status
 
 
@@ -194,7 +199,7 @@ def show_answers(examples: list[dict[str, str]], console: Console) -> None:
             lines = text.strip().splitlines()
             shown = "\n".join(lines[:EXAMPLE_LINES]) + ("\n…" if len(lines) > EXAMPLE_LINES else "")
             console.print(f"[bold]{title}[/bold]")
-            console.print(Padding(Text(shown), (0, 0, 1, 2)))
+            console.print(textwrap.indent(shown, "  ") + "\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def closing_table(run: str, report: dict[str, Any], seconds: float) -> Table:
@@ -249,7 +254,8 @@ def main() -> int:
                 return status
         records = read_records()
         report = json.loads(Path(way[-1].result).read_text(encoding="utf-8"))
-        show_answers(report["examples"][:EXAMPLES], console)
+        examples = report["examples"]
+        show_answers(examples[:: max(1, len(examples) // EXAMPLES)][:EXAMPLES], console)
         console.print(closing_table(run, report, sum(records[step.result].seconds for step in way)))
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)

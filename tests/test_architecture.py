@@ -18,7 +18,10 @@ MODULES = {
 LAYERS = (
     ("app", "app.errors", "app.families", "app.artifact", "app.hub", "app.data.records"),
     ("app.data",),
-    ("app.data.tokenize", "app.data.pack", "app.data.sampler", "app.data.preview", "app.data.module", "app.kernels"),
+    (
+        *(f"app.data.{name}" for name in ("tokenize", "tokenized", "cache", "pack", "sampler", "preview", "module")),
+        "app.kernels",
+    ),
     ("app.model",),
     ("app.generate", "app.plan"),
     ("app.callbacks", "app.evaluate", "app.export"),

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -219,3 +222,38 @@ def test_config_of_a_run_starts_the_same_run(finished: tuple[RunDirectory, list[
     again = RunDirectory(tmp_path / "again")
     fit("--config", str(run.config_path), "--run", str(again.path), "--trainer.limit_train_batches", "2")
     assert json.loads(again.manifest_path.read_text())["config"]["data"]["batch_size"] == 3
+
+
+def test_without_a_validation_split_the_adapter_follows_the_last_step(
+    tiny: TinyCheckpoint, data: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    fit(
+        *arguments(
+            tiny("smollm2"), data, run.path, model__family="smollm2", data__val_fraction=0, data__test_fraction=0
+        )
+    )
+    best, last = (load_file(folder / "adapter_model.safetensors") for folder in (run.adapter, run.adapter_last))
+    assert all(torch.equal(best[name], value) for name, value in last.items())
+    assert run.read_manifest().result["best_val_loss"] is None
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_from_its_last_checkpoint(finished: tuple[RunDirectory, list[str]], tmp_path: Path) -> None:
+    """kill -9 in the middle of it, then ``--ckpt_path last``: the same weights as the run that was left alone."""
+    whole, options = finished
+    run = RunDirectory(tmp_path / "run")
+    command = [sys.executable, "-m", "app", "fit"]
+    command += [str(run.path) if value == str(whole.path) else value for value in options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(run.checkpoints.glob("step-*.ckpt"))) < 3:
+        time.sleep(0.05)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.wait()
+    assert run.read_manifest().status == "running"
+    subprocess.run([*command, "--ckpt_path", "last"], check=True, stderr=subprocess.DEVNULL)
+    assert run.read_manifest().status == "finished"
+    wanted = load_file(whole.adapter_last / "adapter_model.safetensors")
+    got = load_file(run.adapter_last / "adapter_model.safetensors")
+    assert all(torch.equal(got[name], value) for name, value in wanted.items())

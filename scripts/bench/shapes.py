@@ -1,7 +1,6 @@
 """Models of the four families' 7B shapes with random weights, their linear layers in NF4, made without a checkpoint."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +85,11 @@ def add_adapters(model: Any, rank: int) -> Any:
     return adapted.train()
 
 
-def save_checkpoint(shape: str, folder: Path, tokenizer: str) -> None:
-    """The random model as a 4-bit checkpoint, for systems that only load from disk."""
+def save_checkpoint(shape: str, folder: Path) -> None:
+    """The random model as a 4-bit checkpoint, for systems that only load from disk, with a tokenizer of its size."""
     from safetensors.torch import save_file
-    from transformers import BitsAndBytesConfig
+    from tokenizers import Tokenizer, models
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
 
     model = build_base(shape, "cuda")
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -100,6 +100,10 @@ def save_checkpoint(shape: str, folder: Path, tokenizer: str) -> None:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"
     ).to_dict()
     (folder / "config.json").write_text(json.dumps(config))
-    for file in Path(tokenizer).glob("*"):
-        if file.name.startswith(("tokenizer", "special", "vocab", "merges")):
-            shutil.copy(file, folder)
+    # SmolLM2's tokenizer has more tokens than Mistral's shape has rows: Unsloth then failed with a device-side assert.
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    words = special + [f"w{number}" for number in range(model.config.vocab_size - len(special))]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder)

@@ -92,7 +92,7 @@ def measure(model: Any, batch: int, args: argparse.Namespace, device: str) -> di
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     peer, note = args.system in ("plain", "unsloth"), ""
-    ids = torch.randint(1, model.get_base_model().config.vocab_size, (batch, args.length), device=device)
+    ids = torch.randint(1, model.get_input_embeddings().weight.shape[0], (batch, args.length), device=device)
     if peer:
 
         def step() -> Any:
@@ -225,14 +225,13 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     parser.add_argument("--keep-embeddings", action="store_true", help="leave the input embeddings on the GPU")
     parser.add_argument("--profile", type=int, default=0, help="rows of the profiler's table")
-    parser.add_argument("--tokenizer", default="models/SmolLM2-135M-Instruct", help="any tokenizer, for peers")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)
     parser.add_argument("--save", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.budgets += args.budgets[-1:] * (len(args.batches) - len(args.budgets))
     if args.save:
-        save_checkpoint(args.shapes[0], Path(args.save), args.tokenizer)
+        save_checkpoint(args.shapes[0], Path(args.save))
         print("RESULT []")
     elif args.one:
         args.system, args.shape = args.systems[0], args.shapes[0]
@@ -262,8 +261,7 @@ def run_all(args: argparse.Namespace) -> None:
                     if system == "unsloth":
                         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                         # In a process of its own: this one must hold nothing of the GPU.
-                        saving = ["--systems=plain", f"--shapes={shape}", f"--tokenizer={args.tokenizer}"]
-                        run_apart([*saving, "--save", str(folder)], args.timeout)
+                        run_apart([f"--shapes={shape}", "--save", str(folder)], args.timeout)
                         extra += ["--checkpoint", str(folder)]
                     outcome = run_apart(extra, args.timeout)
                 if isinstance(outcome, str):

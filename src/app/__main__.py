@@ -1,8 +1,13 @@
 """The command table: ``python -m app COMMAND …``. Imports only what the command needs."""
 
 import importlib
+<<<<<<< HEAD
 import os
+=======
+import logging
+>>>>>>> main
 import sys
+import warnings
 from collections.abc import Sequence
 
 TRAINER = "app.cli:main"
@@ -41,6 +46,14 @@ def usage() -> str:
     )
 
 
+def quieten() -> None:
+    """Silences what libraries say as they are imported and a user can do nothing about."""
+    # bitsandbytes 0.50 on CPUs with AVX512-BF16: an optional package of faster kernels is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # peft 0.21 asks transformers 5.23 by a name that is to be removed one day.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status (0 done, 1 a check failed, 2 a fault the message explains)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -64,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {command!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     target = COMMANDS[command][0]
+    quieten()
     module, function = target.split(":")
     run = getattr(importlib.import_module(module), function)
     status: int = run([command, *rest] if target == TRAINER else rest)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -159,6 +160,9 @@ def main(argv: Sequence[str]) -> int:
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    except MisconfigurationException as fault:
+        print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
+        return 2
     if cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:

@@ -150,15 +150,17 @@ def test_packed_batches_hold_every_training_sample_once(tmp_path: Path, tiny: Ti
     plain = module(source, tiny("smollm2"))
     data = module(source, tiny("smollm2"), packing=True, batch_size=2)
     assert data.packed is not None and isinstance(data.packed[0], Packed)
-    trained = 0
+    trained, size = 0, [0, 0]
     seen: list[list[int]] = []
     for batch in data.train_dataloader():
-        assert set(batch) == {"input_ids", "position_ids", "trained"} and batch["input_ids"].shape[1] == 256
+        assert set(batch) == {"input_ids", "position_ids", "trained", "size"} and batch["input_ids"].shape[1] == 256
+        size = [have + more for have, more in zip(size, batch["size"].tolist(), strict=True)]
         trained += int(batch["trained"].sum())
         for ids, positions in zip(batch["input_ids"].tolist(), batch["position_ids"].tolist(), strict=True):
             starts = [place for place, position in enumerate(positions) if position == 0] + [len(ids)]
             seen += [ids[start:end] for start, end in pairwise(starts)]
     samples = sorted(row.input_ids for row in plain.rows["train"])
     assert sorted(part for part in seen if part in samples) == samples
+    assert size == [plain.rows["train"].lengths.sum(), len(samples)]
     assert trained == sum(sum(row.trained) for row in plain.rows["train"])
     assert set(next(iter(data.val_dataloader()))) == {"input_ids", "attention_mask", "trained"}

@@ -13,7 +13,8 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.data.ingest import Unreadable, survey
+from app.data.encoding import survey
+from app.data.ingest import MAX_ROW, Unreadable
 from app.data.jsonlines import parse_row
 from app.data.sources import open_source
 from app.errors import AppError, ConfigError, DataError
@@ -192,6 +193,34 @@ def test_an_array_goes_on_after_a_broken_element(tmp_path: Path) -> None:
     rows = read(path)
     assert [row["question"] for _, row in rows if isinstance(row, dict)] == ["a", "b"]
     assert [row.kind for _, row in rows if isinstance(row, Unreadable)] == ["broken-json", "broken-json"]
+
+
+def test_a_long_array_on_one_line_is_read_in_little_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "rows.json"
+    element = json.dumps({"messages": [{"role": "user", "content": "ü" * 1000}, {"role": "assistant", "content": "b"}]})
+    broken = element.replace('"assistant"', "assistant")
+    with path.open("w", encoding="utf-8") as out:
+        out.write("[" + ",".join([element] * 1500 + [broken] + [element] * 1500) + "]")
+    assert path.stat().st_size > MAX_ROW
+    source = open_source(str(path), 0, columns=None, shape=None, encoding=None, delimiter=None)[0]
+    tracemalloc.start()
+    good = bad = 0
+    for batch in source.batches():
+        good += sum(isinstance(row, dict) and list(row) == ["messages"] for _, row in batch.rows)
+        bad += sum(isinstance(row, Unreadable) for _, row in batch.rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (good, bad) == (3000, 1)
+    assert peak < 10 * MAX_ROW
+
+
+def test_empty_cells_beyond_the_header_are_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question;answer\na;1;;\nb;2;x;\nc;3\n")
+    rows = read(path)
+    assert [row["question"] for _, row in rows if isinstance(row, dict)] == ["a", "c"] and len(rows) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from app.data.pack import PackedRows, best_fit_decreasing, efficiency, pack
+from app.data.pack import PackedRows, pack
+from app.data.packing import best_fit_decreasing, efficiency
 from app.data.tokenize import Encoding
 from app.families import Family
 from app.model.module import Batch, summed_loss

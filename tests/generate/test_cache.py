@@ -45,7 +45,7 @@ def test_move_copies_what_a_slot_holds() -> None:
 
 @pytest.mark.parametrize(("slots", "context"), [(0, 16), (1, 1), (1, 65), (2, -4)])
 def test_impossible_sizes_are_refused(slots: int, context: int) -> None:
-    with pytest.raises(ConfigError, match="slots is 0|context is"):
+    with pytest.raises(ConfigError, match=r"slots is 0|context is"):
         plan_context(CONFIG, slots=slots, context=context, dtype=torch.float32, device=CPU)
 
 

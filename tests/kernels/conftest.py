@@ -1,4 +1,4 @@
-"""Where the kernels are tested: the plain references on the CPU, the kernels themselves in Triton's interpreter or on a GPU."""
+"""Where kernels are tested: the references on the CPU, the kernels in Triton's interpreter or on a GPU."""
 
 import pytest
 import torch

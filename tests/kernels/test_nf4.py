@@ -49,7 +49,7 @@ def test_fp8_both_orientations(rows: int, columns: int, device: torch.device) ->
     assert torch.equal(wide[:, 1 : rows + 1].t().float(), straight.float())
     assert not wide[:, 0].float().any() and not wide[:, rows + 1 :].float().any(), "nothing else is written"
     # e4m3 rounds to 4 binary digits: 2.7 % in the mean; the interpreter cuts off.
-    assert error(straight.float() / inverse_scale, dequantise_reference(weight)) < (0.1 if INTERPRETED else 0.03)
+    assert error(straight.float() / inverse_scale, dequantise_reference(weight)) < (0.15 if INTERPRETED else 0.03)
 
 
 def test_product_is_as_exact_as_fp8_operands_allow(device: torch.device) -> None:

@@ -88,7 +88,7 @@ def test_equal_to_plain_layers_whatever_is_kept(
 @pytest.mark.usefixtures("plain_kernels")
 def test_fp8_errs_as_fp8_does_and_keeping_changes_little(family: Family, tiny: TinyCheckpoint) -> None:
     trained = Trained(str(tiny(family.name)), family, torch.float32)
-    loss, exact = trained.gradients()
+    _, exact = trained.gradients()
     acceleration = swap_in(trained.decoder, fp8=True)
     for plan in PLANS.values():
         acceleration.set_plans([plan] * len(acceleration.layers))
@@ -133,7 +133,7 @@ def test_generation_goes_to_the_original_layers(tiny: TinyCheckpoint, family: Fa
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", PLANS)
 def test_errs_no_more_than_plain_bfloat16(family: Family, tiny: TinyCheckpoint, plan: str) -> None:
-    exact_loss, exact = Trained(str(tiny(family.name)), family, torch.float32).gradients()
+    _, exact = Trained(str(tiny(family.name)), family, torch.float32).gradients()
     trained = Trained(str(tiny(family.name)), family, torch.bfloat16)
     _, plain = trained.gradients()
     acceleration: Acceleration = swap_in(trained.decoder, fp8=False)

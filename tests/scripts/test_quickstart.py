@@ -56,6 +56,8 @@ def test_a_step_is_done_again_when_input_command_result_or_record_changed(quicks
     other = quickstart.dataclasses.replace(step, command=(*step.command, "another"))
     assert runs_of(quickstart, other) == 3
     assert runs_of(quickstart, step) == 4
+    Path("result.txt").write_text("by somebody else", encoding="utf-8")
+    assert runs_of(quickstart, step) == len("by somebody else") + 1
     Path("result.txt").unlink()
     assert runs_of(quickstart, step) == 1
     quickstart.RECORDS.write_text("{ damaged", encoding="utf-8")
@@ -66,38 +68,36 @@ def test_a_step_is_done_again_when_input_command_result_or_record_changed(quicks
 def test_a_step_that_failed_is_done_again_and_its_status_is_passed_on(quickstart: ModuleType):
     step = appending(quickstart, status=2)
     assert quickstart.do(step, "runs/none", Console(quiet=True)) == 2
-    assert quickstart.read_records()["result.txt"].state == "begun"
+    assert quickstart.read_records()["result.txt"].made is None
     assert runs_of(quickstart, step) == 2
 
 
 def test_records_of_other_steps_stay(quickstart: ModuleType):
     step = appending(quickstart)
-    quickstart.remember(
-        quickstart.dataclasses.replace(step, result="other.txt"), quickstart.Record(state="done", fingerprint="f")
-    )
+    quickstart.remember(quickstart.dataclasses.replace(step, result="other.txt"), quickstart.Record(fingerprint="f"))
     runs_of(quickstart, step)
     assert set(quickstart.read_records()) == {"other.txt", "result.txt"}
 
 
 @pytest.mark.parametrize(
-    ("checkpoints", "same_inputs", "state", "expected"),
+    ("checkpoints", "same_inputs", "made", "expected"),
     [
-        ((), True, "begun", ()),
-        (("step-000032.ckpt", "best.ckpt"), True, "begun", ("--ckpt_path", "last")),
-        (("best.ckpt",), True, "begun", ("--overwrite", "true")),
-        (("step-000032.ckpt",), False, "begun", ("--overwrite", "true")),
-        (("step-000032.ckpt",), True, "done", ("--overwrite", "true")),
+        ((), True, None, ()),
+        (("step-000032.ckpt", "best.ckpt"), True, None, ("--ckpt_path", "last")),
+        (("best.ckpt",), True, None, ("--overwrite", "true")),
+        (("step-000032.ckpt",), False, None, ("--overwrite", "true")),
+        (("step-000032.ckpt",), True, "sha256", ("--overwrite", "true")),
     ],
 )
 def test_an_interrupted_training_goes_on_and_a_changed_one_begins_again(
-    quickstart: ModuleType, checkpoints: tuple[str, ...], same_inputs: bool, state: str, expected: tuple[str, ...]
+    quickstart: ModuleType, checkpoints: tuple[str, ...], same_inputs: bool, made: str | None, expected: tuple[str, ...]
 ):
     run = RunDirectory("runs/r")
     run.checkpoints.mkdir(parents=True)
     for name in checkpoints:
         (run.checkpoints / name).touch()
     fit = quickstart.Step(title="fit", command=("-m", "app", "fit"), inputs=("input.txt",), result="adapter")
-    record = quickstart.Record(state=state, fingerprint=quickstart.fingerprint(fit) if same_inputs else "other")
+    record = quickstart.Record(fingerprint=quickstart.fingerprint(fit) if same_inputs else "other", made=made)
     assert quickstart.resumption(fit, record, "runs/r") == expected
     prepare = quickstart.dataclasses.replace(fit, command=("-m", "app", "prepare"))
     assert quickstart.resumption(prepare, record, "runs/r") == ()

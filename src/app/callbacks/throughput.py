@@ -70,8 +70,9 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._window[0] += int(batch["attention_mask"].sum())
-        self._window[1] += batch["input_ids"].shape[0]
+        packed = batch.get("size")
+        size = packed.tolist() if packed is not None else (int(batch["attention_mask"].sum()), len(batch["input_ids"]))
+        self._window = [have + more for have, more in zip(self._window, size, strict=True)]
         if trainer.fit_loop._should_accumulate() or self._since is None:
             return
         now = time.perf_counter()

@@ -3,8 +3,7 @@
 import dataclasses
 import json as jsonlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,16 +64,17 @@ def chat(
     from app.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    with _loading(quiet=question is not None):
-        from app.generate.engine import Engine
-        from app.generate.session import open_base, open_run
+    if sys.stderr.isatty() and question is None:
+        print("loading …", file=sys.stderr)  # The imports alone take seconds; then transformers shows a bar.
+    from app.generate.engine import Engine
+    from app.generate.session import open_base, open_run
 
-        if run is not None:
-            session = open_run(run, device=device)
-        else:
-            assert base is not None and family is not None
-            session = open_base(base, family, device=device)
-        engine = Engine(session, slots=1, context=context, reuse=True)
+    if run is not None:
+        session = open_run(run, device=device)
+    else:
+        assert base is not None and family is not None
+        session = open_base(base, family, device=device)
+    engine = Engine(session, slots=1, context=context, reuse=True)
     if question is not None:
         return _answer_once(engine, question, system, sampling, json=json)
     from app.commands.chat_terminal import Terminal
@@ -104,17 +104,8 @@ def _one_question(prompt: str | None) -> str | None:
     return prompt
 
 
-@contextmanager
-def _loading(*, quiet: bool) -> Iterator[None]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with nullcontext() if quiet or not console.is_terminal else console.status("loading the model …"):
-        yield
-
-
 def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampling", *, json: bool) -> int:
-    from app.commands.chat_terminal import on_interrupt
+    from app.commands.chat_input import on_interrupt
     from app.data.records import prompt
 
     def show(chunk: "Chunk") -> None:

@@ -1,14 +1,11 @@
 """The conversation of ``python -m app chat`` in the terminal: typed lines, commands, streamed Markdown."""
 
 import dataclasses
-import json
 import shlex
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -18,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from app.commands.chat_input import line_history, on_interrupt, parse_parameter, read_input
 from app.data.records import Message
 from app.errors import AppError, ConfigError, DataError
 from app.generate.dialogue import Dialogue
@@ -38,7 +36,6 @@ HELP = """\
 /save FILE, /load FILE    the conversation as one line of JSONL
 /exit                     leave (also ctrl-D, or ctrl-C twice)
 A line that ends in \\ goes on in the next one; \"\"\" begins and ends a block of lines. ctrl-C stops an answer."""
-_BLOCK = '"""'
 
 
 class Terminal:
@@ -65,7 +62,7 @@ class Terminal:
 
     def run(self) -> int:
         """Reads and answers until the user leaves; returns the exit status."""
-        with _line_history(self._history):
+        with line_history(self._history):
             base = self._session.model.config._name_or_path
             self._note(f"{self._session.family.title} ({base}), context {self._engine.context} tokens; /help for help")
             interrupted = False
@@ -176,7 +173,7 @@ class Terminal:
         self._ask(self._dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
 
     def _compare(self, question: str) -> None:
-        if self._session.manifest is None:
+        if not self._engine.adapters:
             raise ConfigError("there is no adapter to compare with the base", remedy="open a run with --run")
         turns = self._dialogue.turns
         if not question and not turns:
@@ -192,9 +189,13 @@ class Terminal:
         self._stream(messages, self._sampling, sides, ["base", "tuned"])
 
     def _set_params(self, text: str) -> None:
-        changes = dict(parse_parameter(part) for part in shlex.split(text))
+        try:
+            parts = shlex.split(text)
+        except ValueError as fault:
+            raise ConfigError(f"{text!r}: {fault}", where="/params", remedy="close the quotation mark") from fault
+        changes = dict(map(parse_parameter, parts))
         self._sampling = dataclasses.replace(self._sampling, **changes)
-        shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k != "logprobs"}
+        shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k not in ("logprobs", "ignore_stop")}
         self._note(" ".join(f"{name}={value}" for name, value in shown.items()))
 
     def _file(self, name: str, action: Callable[[Path], None]) -> Path:
@@ -235,84 +236,6 @@ def _layout(texts: Sequence[str], titles: Sequence[str]) -> RenderableType:
         table.add_column(ratio=1)
     table.add_row(*(Panel(Markdown(text), title=title) for text, title in zip(texts, titles, strict=True)))
     return table
-
-
-@contextmanager
-def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Within it ctrl-C calls ``action`` instead of breaking into a running step."""
-    before = signal.signal(signal.SIGINT, lambda *_: action())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _line_history(path: Path) -> Iterator[None]:
-    """Line editing with the lines typed before, kept in ``path``; where Python has no readline (Windows), neither."""
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    with suppress(OSError):
-        readline.read_history_file(path)
-    readline.set_history_length(1000)
-    try:
-        yield
-    finally:
-        # A history that cannot be kept is no reason to fail at the end of a talk.
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
-
-
-def read_input() -> str:
-    """One input: a line, lines that end in a backslash, or a block between two lines of three quotes."""
-    line = input("› ")
-    if line.strip() == _BLOCK:
-        lines: list[str] = []
-        while (line := input("… ")).strip() != _BLOCK:
-            lines.append(line)
-        return "\n".join(lines)
-    lines = []
-    while line.endswith("\\"):
-        lines.append(line[:-1])
-        line = input("… ")
-    return "\n".join([*lines, line])
-
-
-def parse_parameter(text: str) -> tuple[str, Any]:
-    """``name=value`` as a sampling option; values are JSON, and ``none`` stands for null.
-
-    Raises:
-        ConfigError: it is no option, or its value is not of the option's type.
-    """
-    name, _, given = text.partition("=")
-    kinds: dict[str, tuple[type, ...]] = {
-        "temperature": (int, float),
-        "top_k": (int,),
-        "top_p": (int, float),
-        "min_p": (int, float),
-        "repetition_penalty": (int, float),
-        "frequency_penalty": (int, float),
-        "presence_penalty": (int, float),
-        "seed": (int, type(None)),
-        "max_tokens": (int,),
-        "stop": (list,),
-    }
-    if name not in kinds:
-        raise ConfigError(f"there is no option {name!r}", where="/params", remedy=f"use one of: {', '.join(kinds)}")
-    value: Any = given
-    with suppress(ValueError):
-        value = json.loads("null" if given == "none" else given)
-    if isinstance(value, bool) or not isinstance(value, kinds[name]):
-        raise ConfigError(
-            f"{name} cannot be {given!r}",
-            where="/params",
-            remedy="write numbers plainly, seed=none, stop='[\"END\"]'",
-        )
-    return name, tuple(value) if name == "stop" else value
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,6 +1,8 @@
 """``python -m app prepare INPUT… --output data/``: turn what people have into what the trainer needs."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ def prepare_command(
     stratify: bool = False,
     seed: int = 42,
     columns: dict[str, str] | None = None,
-    shape: Literal["chat", "qa", "text"] | None = None,
+    shape: Literal["alpaca", "prompt-completion", "question-answer", "chat", "sharegpt", "text"] | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
     similarity: float = 0.8,
@@ -132,5 +134,21 @@ def _numbers(text: str) -> list[float] | None:
         raise ConfigError(f"--weights {text!r} are no numbers", remedy="write one for each input: 1,3") from fault
 
 
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str]) -> int:
-    return run_command(prepare_command, argv, name="prepare")
+    # Being ended (by a scheduler, by closing a terminal) cleans up as ctrl-C does.
+    before = signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        return run_command(prepare_command, argv, name="prepare")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `| head` has read enough; without this Python complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    finally:
+        signal.signal(signal.SIGTERM, before)

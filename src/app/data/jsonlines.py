@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.data.ingest import MAX_ROW, Row, TextFacts, Unreadable, lines
+from app.data.encoding import TextFacts
+from app.data.ingest import MAX_ROW, Row, Unreadable, blocks
 from app.data.shapes import NAMES
 from app.errors import DataError
 
 _NEXT = re.compile(r"[\s,]*")
-_BLOCK_LINES = 2000
 
 
 class DuplicateKeyError(ValueError):
@@ -61,95 +61,102 @@ def json_lines(source: Iterator[tuple[int, str | Unreadable, int]]) -> Iterator[
             yield number, line, consumed
 
 
+class _Text:
+    """A file's text with a place in it: what lies before the place is forgotten when more is read."""
+
+    def __init__(self, path: Path, facts: TextFacts) -> None:
+        self._blocks = blocks(path, facts)
+        self.text = ""
+        self.at = 0
+        self.line = 1
+        self.consumed = 0
+        self.ended = False
+        self.damage: Unreadable | None = None
+        self.more()
+
+    def more(self) -> None:
+        block, consumed = next(self._blocks, ("", 0))
+        self.consumed = max(self.consumed, consumed)
+        if isinstance(block, Unreadable):
+            self.damage, block = block, ""
+        self.ended = not block
+        self.text, self.at = self.text[self.at :] + block, 0
+
+    def move(self, end: int) -> str:
+        """Goes on to ``end``; returns the text in between."""
+        passed = self.text[self.at : end]
+        self.line += passed.count("\n")
+        self.at = end
+        return passed
+
+
 def json_document(path: Path, facts: TextFacts) -> Iterator[tuple[int, Row, int]]:
     """The elements of an array, or of the first array in an object such as ``{"data": [...]}``; or the one object.
 
-    Elements are decoded one at a time. Of one that is broken the text up to the next element is rejected.
+    Elements are decoded one at a time, so that neither a long array nor one without line breaks fills the memory. Of an
+    element that is broken the text up to the next one is rejected.
     """
-    source = lines(path, facts)
-    buffer, line, position, ended = "", 1, 0, False
-    held: Unreadable | None = None
-    consumed = 0
-
-    def more() -> None:
-        nonlocal buffer, position, ended, held, consumed
-        pieces = [buffer[position:]]
-        position = 0
-        for _ in range(_BLOCK_LINES):
-            item = next(source, None)
-            if item is None or isinstance(item[1], Unreadable):
-                ended = True
-                held = item[1] if item is not None and isinstance(item[1], Unreadable) else None
-                break
-            pieces.append(item[1])
-            consumed = max(consumed, item[2])
-        buffer = "".join(pieces)
-
-    more()
-    opening = re.match(r"\s*(?:\{\s*\"([^\"\\]*)\"\s*:\s*)?\[", buffer)
+    source = _Text(path, facts)
+    opening = re.match(r"\s*(?:\{\s*\"([^\"\\]*)\"\s*:\s*)?\[", source.text)
     if opening is None or opening[1] in NAMES["messages"]:
-        yield from _single(buffer, ended, more_text=source, path=path, facts=facts)
+        yield from _single(source, path, facts)
         return
-    wrapped = buffer.lstrip().startswith("{")
-    line += buffer.count("\n", 0, opening.end())
-    position = opening.end()
+    source.move(opening.end())
+    first_key = ""
     while True:
-        gap = _NEXT.match(buffer, position)
+        gap = _NEXT.match(source.text, source.at)
         assert gap is not None
-        if gap.end() >= len(buffer) and not ended:
-            more()
+        source.move(gap.end())
+        if source.at >= len(source.text) and not source.ended:
+            source.more()
             continue
-        line += buffer.count("\n", position, gap.end())
-        position = gap.end()
-        if position >= len(buffer) or buffer[position] == "]":
-            if position >= len(buffer) and held is None:
-                yield line, Unreadable(kind="broken-json", detail="the array is never closed", text=""), consumed
+        if source.at >= len(source.text) or source.text[source.at] == "]":
             break
+        line = source.line
+        row: Row
         try:
-            value, end = _DECODER.raw_decode(buffer, position)
-        except DuplicateKeyError as fault:
-            end = _skip(buffer, position)
-            row: Row = Unreadable(kind="duplicate-key", detail=str(fault), text=buffer[position:end][:2000])
+            value, end = _DECODER.raw_decode(source.text, source.at)
         except (ValueError, RecursionError) as fault:
-            if not ended and len(buffer) - position < MAX_ROW:
-                more()
+            if not isinstance(fault, DuplicateKeyError) and not source.ended and len(source.text) - source.at < MAX_ROW:
+                source.more()
                 continue
-            end = _skip(buffer, position)
+            text = source.move(_end_of_broken(source, fault, first_key))
+            kind = "duplicate-key" if isinstance(fault, DuplicateKeyError) else "broken-json"
             detail = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
-            row = Unreadable(kind="broken-json", detail=detail, text=buffer[position:end][:2000])
+            row = Unreadable(kind=kind, detail=detail, text=text[:2000])
         else:
-            row = fields_of(value, buffer[position:end][:2000])
-        yield line, row, consumed
-        line += buffer.count("\n", position, end)
-        position = end
-    if held is not None:
-        yield line, held, consumed
-    rest = buffer[position + 1 :].strip()
-    if rest and not wrapped:
-        yield line, Unreadable(kind="broken-json", detail="text after the end of the array", text=rest[:2000]), consumed
+            row = fields_of(value, source.move(end)[:2000])
+            first_key = first_key or (next(iter(value), "") if isinstance(value, dict) else "")
+        yield line, row, source.consumed
+    if source.damage is not None:
+        yield source.line, source.damage, source.consumed
+    elif source.at >= len(source.text):
+        row = Unreadable(kind="broken-json", detail="the array is never closed", text="")
+        yield source.line, row, source.consumed
+    elif opening[1] is None and source.text[source.at + 1 :].strip():
+        rest = source.text[source.at + 1 :].strip()
+        row = Unreadable(kind="broken-json", detail="text after the end of the array", text=rest[:2000])
+        yield source.line, row, source.consumed
 
 
-def _skip(buffer: str, position: int) -> int:
-    """Where the next element may begin: after a comma that a line break or an opening brace follows."""
-    following = re.compile(r",\s*(?=\{)").search(buffer, position + 1)
-    return following.start() if following else len(buffer)
+def _end_of_broken(source: _Text, fault: Exception, first_key: str) -> int:
+    """Where the next element may begin: at a comma and a brace, with the key that the others begin with if known."""
+    if isinstance(fault, DuplicateKeyError):
+        return json.JSONDecoder().raw_decode(source.text, source.at)[1]
+    key = re.escape(json.dumps(first_key)) if first_key else ""
+    following = re.compile(rf",\s*(?=\{{\s*{key})").search(source.text, source.at + 1)
+    return following.start() if following else len(source.text)
 
 
-def _single(
-    text: str, ended: bool, *, more_text: Iterator[tuple[int, str | Unreadable, int]], path: Path, facts: TextFacts
-) -> Iterator[tuple[int, Row, int]]:
-    pieces, size = [text], len(text)
-    if not ended:
-        for _, line, _ in more_text:
-            pieces.append(line if isinstance(line, str) else "")
-            size += len(pieces[-1])
-            if size > 16 * MAX_ROW:
-                raise DataError(
-                    f"{path} is one JSON object of more than {16 * MAX_ROW >> 20} MiB",
-                    remedy="write it as JSONL, one object a line",
-                )
-    whole = "".join(pieces)
-    parsed = parse_row(whole)
+def _single(source: _Text, path: Path, facts: TextFacts) -> Iterator[tuple[int, Row, int]]:
+    while not source.ended:
+        if len(source.text) > 16 * MAX_ROW:
+            raise DataError(
+                f"{path} is one JSON object of more than {16 * MAX_ROW >> 20} MiB",
+                remedy="write it as JSONL, one object a line",
+            )
+        source.more()
+    parsed = parse_row(source.text)
     if isinstance(parsed, dict):
         lists = [v for v in parsed.values() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
         nested = next((v for v in lists if not _is_messages(v)), None)
@@ -157,7 +164,7 @@ def _single(
             for number, value in enumerate(nested, start=1):
                 yield number, value, facts.size
             return
-    yield 1, parsed, facts.size
+    yield 1, source.damage or parsed, facts.size
 
 
 def _is_messages(value: list[dict[str, Any]]) -> bool:

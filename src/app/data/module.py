@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from app.artifact import DataFingerprint
 from app.data.cache import TokenTable
 from app.data.lengths import TooLong
-from app.data.pack import Packed, PackedRows, best_fit_decreasing, efficiency
+from app.data.pack import Packed, PackedRows
+from app.data.packing import best_fit_decreasing, efficiency
 from app.data.records import Conversation
 from app.data.sampler import EpochBatchSampler
 from app.data.split import SPLITS
@@ -157,11 +158,15 @@ class SFTDataModule(LightningDataModule):
         return {"input_ids": input_ids, "attention_mask": attention_mask, "trained": trained}
 
     def collate_packed(self, rows: Sequence[Packed]) -> dict[str, Tensor]:
-        """Packed rows: input_ids [B, T], position_ids [B, T], trained [B, T], T = max_length; no attention mask."""
+        """Packed rows: input_ids [B, T], position_ids [B, T], trained [B, T], T = max_length; no attention mask.
+
+        ``size`` [2] is what they hold: tokens without padding, and samples.
+        """
         return {
             "input_ids": torch.tensor([row.input_ids for row in rows]),
             "position_ids": torch.tensor([row.position_ids for row in rows]),
             "trained": torch.tensor([row.trained for row in rows]),
+            "size": torch.tensor([sum(row.tokens for row in rows), sum(row.samples for row in rows)]),
         }
 
     def _loader(self, rows: Any, collate: Any, order: Any) -> DataLoader[Any]:

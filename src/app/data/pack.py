@@ -20,46 +20,16 @@ class Packed:
         trained: [T]; False on each sample's first token (the one before it belongs to another) and on padding.
         position_ids: [T], from 0 in each sample; the padding is a sample of its own.
         borders: where each sample begins, and T: [samples + 1] (+1 with padding).
+        samples: how many there are.
+        tokens: of them, without padding.
     """
 
     input_ids: list[int]
     trained: list[bool]
     position_ids: list[int]
     borders: list[int]
-
-
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of sample numbers, no sum of lengths over ``capacity``: the longest first, each into the fullest it fits.
-
-    Johnson et al. 1974 (doi 10.1137/0203025): at most 11/9 of the fewest bins possible, plus 4. A bit set of the rooms
-    left makes each step a few operations on one integer: 2 million samples take seconds.
-    """
-    bins: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}
-    rooms = 0
-    for sample in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-        length = lengths[sample]
-        assert 0 < length <= capacity, "samples longer than a row are dropped or cut before packing"
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            chosen = with_room[room].pop()
-            if not with_room[room]:
-                rooms &= ~(1 << room)
-        else:
-            room, chosen = capacity, len(bins)
-            bins.append([])
-        bins[chosen].append(sample)
-        left = room - length
-        if left:
-            with_room.setdefault(left, []).append(chosen)
-            rooms |= 1 << left
-    return bins
-
-
-def efficiency(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -> float:
-    """The share of all positions that hold a sample's token and not padding."""
-    return sum(lengths) / (len(bins) * capacity) if bins else 0.0
+    samples: int
+    tokens: int
 
 
 def pack(samples: Sequence[Encoding], capacity: int, *, pad_id: int) -> Packed:
@@ -73,14 +43,18 @@ def pack(samples: Sequence[Encoding], capacity: int, *, pad_id: int) -> Packed:
         trained += [False, *sample.trained[1:]]
         position_ids += range(len(sample.input_ids))
         borders.append(len(input_ids))
-    padding = capacity - len(input_ids)
+    tokens = len(input_ids)
+    padding = capacity - tokens
     assert padding >= 0
     if padding:
         input_ids += [pad_id] * padding
         trained += [False] * padding
         position_ids += range(padding)
         borders.append(capacity)
-    return Packed(input_ids=input_ids, trained=trained, position_ids=position_ids, borders=borders)
+    return Packed(
+        input_ids=input_ids, trained=trained, position_ids=position_ids, borders=borders,
+        samples=len(samples), tokens=tokens,
+    )  # fmt: skip
 
 
 class PackedRows(Sequence[Packed]):

@@ -94,14 +94,15 @@ def _length(tokens: Mapping[str, Any]) -> str:
     table = "".join(f"<tr><th>{text}</th><td>{figures[name]:,.0f}</td></tr>" for name, text in names)
     total = max(1, sum(shape["rows"]) + shape["longer"][0])
     cut = "".join(
-        f"<tr><th>{int(limit):,}</th><td>{rows:,}</td><td>{rows / total:.2%}</td></tr>"
+        f"<tr><th>{int(limit):,}</th><td>{rows:,}</td><td>{rows / total:.2%}</td>"
+        f"<td>{tokens['packed'][limit]:.1%}</td></tr>"
         for limit, rows in tokens["over"].items()
     )
     return (
         f'{chart}<p class="quiet">Token counts are {escape(tokens["counted"])}.</p><div class="tables">'
         f"<table><caption>Tokens a row</caption>{table}</table>"
         "<table><caption>What a sequence length would truncate</caption>"
-        f"<tr><th>length</th><th>rows</th><th>share</th></tr>{cut}</table></div>"
+        f"<tr><th>length</th><th>rows</th><th>share</th><th>full when packed</th></tr>{cut}</table></div>"
     )
 
 

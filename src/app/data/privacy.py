@@ -7,6 +7,8 @@ from typing import Any
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w@])")
 _DIGITS = re.compile(r"(?<![\w.,/=-])(?:\+|\(|00)?\d[\d ()./-]{5,24}\d(?![\w])")
 """Runs of digits and separators: each is looked at more closely by `_number`."""
+_LONG_NUMBER = re.compile(r"[0-9][0-9 ()./-]{5,24}[0-9]")
+"""Whether a closer look pays: it begins with a set of characters, which `re` skips to at a tenth of the time."""
 _PHONE = re.compile(
     r"(?:\+|00)[1-9]\d{0,2}[ ./-]?(?:\(\d{1,5}\)[ ./-]?)?\d{1,5}(?:[ ./-]?\d{2,5}){1,5}"  # +49 171 1234567
     r"|\(\d{2,5}\)[ ./-]?\d{3,5}[ ./-]?\d{3,5}"  # (030) 1234 5678, (212) 555-0123
@@ -20,7 +22,11 @@ _ISSUERS = re.compile(
     r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}|6(?:011|5\d\d|4[4-9]\d)\d{12}|62\d{14,17}"
 )
 """Lengths and first digits of the card networks (ISO/IEC 7812); one of ten random numbers would pass Luhn alone."""
-_KEY_HINTS = ("sk-", "sk_", "gh", "AKIA", "ASIA", "AIza", "xox", "hf_", "glpat-", "eyJ", "PRIVATE KEY", "npm_", "pypi-")
+_KEY_HINTS = (
+    "sk-", "sk_", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AKIA", "ASIA", "AIza", "xox", "hf_",
+    "glpat-", "eyJ", "PRIVATE KEY", "npm_", "pypi-",
+)  # fmt: skip
+"""What a key begins with: looking for these first takes a tenth of the time that `_KEY` does."""
 _KEY = re.compile(
     r"(?<![\w-])(?:sk-[\w-]{20,200}|[sr]k_(?:live|test)_\w{16,100}|gh[pousr]_\w{36,255}|github_pat_\w{22,255}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{35}|xox[abeprs]-[\w-]{10,200}|hf_[A-Za-z]{30,60}|glpat-[\w-]{20,60}"
@@ -50,7 +56,7 @@ def scan(text: str, *, redact: bool) -> tuple[str, Counter[str]]:
         text = _KEY.sub(lambda match: mask("api-key", match), text)
     if "@" in text:
         text = _EMAIL.sub(lambda match: mask("email", match), text)
-    if _DIGITS.search(text):
+    if _LONG_NUMBER.search(text):
         text = _DIGITS.sub(lambda match: _number(match, mask), text)
     return text, found
 

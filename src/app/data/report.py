@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from app import __version__
 from app.data.findings import Findings
 from app.data.finish import Finished
+from app.data.packing import best_fit_decreasing, efficiency
 from app.data.sources import Source
 from app.data.split import SPLITS
 
 LENGTHS = (512, 1024, 2048, 4096)
+PACKED = 100_000
+"""Samples that packing is tried on: with more, rows only get fuller."""
 FEW = 1000
 """Samples below which fine-tuning tends to learn form but not content: a warning."""
 
@@ -72,6 +75,7 @@ def summarise(
             "all": _lengths(tokens[done.kept]),
             "histogram": _histogram(tokens[done.kept]),
             "over": {str(limit): int((tokens[done.kept] > limit).sum()) for limit in LENGTHS},
+            "packed": {str(limit): _packed(tokens[done.kept], limit) for limit in LENGTHS},
         },
         "languages": {"sample": sum(done.languages.values()), "rows": dict(done.languages.most_common())},
         "labels": _labels(done),
@@ -136,6 +140,12 @@ def _lengths(tokens: NDArray[np.int32]) -> dict[str, float]:
         **{name: float(np.percentile(tokens, mark)) for name, mark in marks.items()},
         "max": int(tokens.max()),
     }
+
+
+def _packed(tokens: NDArray[np.int32], limit: int) -> float:
+    """How full rows of ``limit`` tokens are when samples that fit are packed, of at most PACKED of them."""
+    fitting = tokens[tokens <= limit][:PACKED].tolist()
+    return round(efficiency(fitting, best_fit_decreasing(fitting, limit), limit), 4)
 
 
 def _histogram(tokens: NDArray[np.int32]) -> dict[str, list[int]]:

@@ -1,8 +1,8 @@
 """What people call their columns, and how a row of each known shape becomes messages.
 
-Shapes, found out from a row's field names: ``chat`` (a list of ``{"role", "content"}``, or ShareGPT's
-``{"from", "value"}``), ``qa`` (a question and an answer, as text or as lists of messages; alpaca's
-instruction/input/output and prompt/completion are the same shape under other names), and ``text`` (one passage).
+A shape is found out from a row's field names, or named by the user. ``chat`` and ``sharegpt`` hold a list of turns,
+``{"role", "content"}`` or ``{"from", "value"}``; ``alpaca``, ``prompt-completion`` and ``question-answer`` hold a
+question and an answer under their names, as text or as lists of turns; ``text`` holds one passage.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from app.data.records import Message, Role
 from app.errors import ConfigError
 
-ShapeName = Literal["chat", "qa", "text"]
+ShapeName = Literal["alpaca", "prompt-completion", "question-answer", "chat", "sharegpt", "text"]
 SHAPES: tuple[str, ...] = get_args(ShapeName)
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -38,6 +38,16 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "label": ("label", "category", "class", "topic", "intent", "kategorie"),
 }  # fmt: skip
 """Role of a column -> the names it is known by, the likeliest first; compared without case, spaces and dashes."""
+
+FORMS: Mapping[ShapeName, Mapping[str, tuple[str, ...]]] = {
+    "alpaca": {"question": ("instruction",), "answer": ("output", "response"), "context": ("input",)},
+    "prompt-completion": {"question": ("prompt",), "answer": ("completion", "response")},
+    "question-answer": {"question": NAMES["question"], "answer": NAMES["answer"]},
+    "sharegpt": {"messages": ("conversations", "conversation")},
+    "chat": {"messages": NAMES["messages"]},
+    "text": {"text": NAMES["text"]},
+}
+"""Shape -> the names its own columns go by, the narrowest shapes first."""
 
 SPEAKERS: Mapping[str, Role] = {
     "system": "system",
@@ -105,33 +115,50 @@ def find_shape(
         by_name.setdefault(_normal(field), field)
     if any(column not in fields and _normal(column) not in by_name for column in given.values()):
         return None
-    found = {role: column if column in fields else by_name[_normal(column)] for role, column in given.items()}
-
-    def guess(role: str) -> str | None:
-        if role in found:
-            return found[role]
-        taken = set(found.values())
-        return next((by_name[n] for n in NAMES[role] if n in by_name and by_name[n] not in taken), None)
-
-    def take(*roles: str) -> dict[str, str]:
-        for role in roles:
-            column = guess(role)
-            if column is not None:
+    named = {role: column if column in fields else by_name[_normal(column)] for role, column in given.items()}
+    tried: tuple[ShapeName, ...] = (wanted,) if wanted else ("chat", "question-answer", "text")
+    for shape in tried:
+        needed = _NEEDED[shape]
+        # Whoever names the column of one shape does not mean another.
+        if (set(given) & _KEY_ROLES) - set(needed):
+            continue
+        found = dict(named)
+        for role in (*needed, *_EXTRAS[shape]):
+            names = (FORMS[shape] if wanted else {}).get(role, NAMES[role])
+            if role not in found and (column := _first(names, by_name, set(found.values()))):
                 found[role] = column
-        return {role: found[role] for role in roles if role in found}
-
-    extras = ("group", "id", "label")
-    if wanted in (None, "chat") and guess("messages") and not {"question", "answer", "text"} & set(given):
-        return Shape(name="chat", columns=take("messages", "system", *extras))
-    if wanted in (None, "qa") and guess("answer") and "text" not in given:
-        pair = take("answer", "question")
-        if "question" in pair:
-            return Shape(name="qa", columns=take("question", "answer", "context", "system", *extras))
-        found.pop("answer", None)
-        found.update({role: by_name.get(_normal(column), column) for role, column in given.items()})
-    if wanted in (None, "text") and guess("text") and not {"question", "answer", "messages"} & set(given):
-        return Shape(name="text", columns=take("text", *extras))
+        if all(role in found for role in needed):
+            ordered = {role: found[role] for role in (*needed, *_EXTRAS[shape]) if role in found}
+            return Shape(name=wanted or _narrowest(shape, ordered), columns=ordered)
     return None
+
+
+_QUESTION = ("question", "answer")
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "alpaca": _QUESTION, "prompt-completion": _QUESTION, "question-answer": _QUESTION,
+    "chat": ("messages",), "sharegpt": ("messages",), "text": ("text",),
+}  # fmt: skip
+_KEY_ROLES = frozenset(("question", "answer", "messages", "text"))
+_MARKS = ("group", "id", "label")
+_EXTRAS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("alpaca", "prompt-completion", "question-answer"), ("context", "system", *_MARKS)),
+    **dict.fromkeys(("chat", "sharegpt"), ("system", *_MARKS)),
+    "text": _MARKS,
+}
+
+
+def _first(names: Sequence[str], by_name: Mapping[str, str], taken: set[str]) -> str | None:
+    return next((by_name[name] for name in names if name in by_name and by_name[name] not in taken), None)
+
+
+def _narrowest(found: ShapeName, columns: Mapping[str, str]) -> ShapeName:
+    """The name of the shape whose own column names these are."""
+    for name, roles in FORMS.items():
+        if set(_NEEDED[name]) == set(_NEEDED[found]) and all(
+            _normal(columns[role]) in names for role, names in roles.items() if role in _NEEDED[name]
+        ):
+            return name
+    return found
 
 
 def to_messages(row: Mapping[str, Any], shape: Shape) -> tuple[Message, ...]:
@@ -141,7 +168,7 @@ def to_messages(row: Mapping[str, Any], shape: Shape) -> tuple[Message, ...]:
         RowError: a field is missing, empty or of the wrong type.
     """
     columns = shape.columns
-    if shape.name == "chat":
+    if "messages" in columns:
         messages = _turns(row.get(columns["messages"]), column=columns["messages"])
         system = _text(row, columns.get("system"), optional=True)
         if system and messages and messages[0].role != "system":

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from app.data.ingest import Batch, Format, Row, TextFacts, batches, format_of, lines, open_bytes, survey, unreadable
+from app.data.compression import open_bytes, unreadable
+from app.data.encoding import TextFacts, survey
+from app.data.ingest import Batch, Format, Row, batches, format_of, lines
 from app.data.jsonlines import json_document, json_lines
 from app.data.shapes import SHAPES, ShapeName, find_shape
 from app.data.tabular import records, sniff
@@ -45,7 +47,9 @@ class Source:
     def batches(self) -> Iterator[Batch]:
         """The rows, in order."""
         if self.format == "dataset":
-            return batches(_table_rows(self.options["data"]), file=self.name, source=self.number, header=None)
+            return batches(
+                _table_rows(self.options["data"], self.size), file=self.name, source=self.number, header=None
+            )
         assert self.path is not None
         if self.format == "parquet":
             return batches(_parquet_rows(self.path), file=self.name, source=self.number, header=None)
@@ -99,7 +103,13 @@ def open_source(
             raise DataError(
                 f"{path} holds no data files", remedy=f"name a file, or a folder with {', '.join(_SUFFIXES)}"
             )
-        return [_file(p, number, columns=columns, shape=shape, encoding=encoding, delimiter=delimiter) for p in inside]
+        return [
+            _file(
+                p, number, columns=columns, shape=shape, encoding=encoding, delimiter=delimiter,
+                name=str(p.relative_to(path)),
+            )
+            for p in inside
+        ]  # fmt: skip
     looks_like_path = path.is_symlink() or path.suffix in (*_SUFFIXES, *_PACKED) or given.startswith((".", "/", "~"))
     if looks_like_path or not _is_hub_id(given):
         if path.is_symlink():
@@ -129,6 +139,7 @@ def _file(
     shape: ShapeName | None,
     encoding: str | None,
     delimiter: str | None,
+    name: str | None = None,
 ) -> Source:
     if not path.is_file():
         raise DataError(f"{path} is not a regular file", remedy="name a file, a folder or a hub id")
@@ -140,7 +151,7 @@ def _file(
             magic = b""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", remedy="write rows into it, or name another file")
-    name = path.name.encode("utf-8", "replace").decode()
+    name = (name or path.name).encode("utf-8", "replace").decode()
     if magic == b"PAR1":
         return _parquet(path, number, name=name, columns=columns, shape=shape)
     facts = survey(path, encoding=encoding)
@@ -189,13 +200,13 @@ def _parquet(
 
     try:
         file = pq.ParquetFile(path)
-        names, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
+        names = tuple(file.schema_arrow.names)
     except (pa.ArrowException, OSError) as fault:
         raise DataError(f"{path} is a damaged Parquet file: {fault}", remedy="write it again") from fault
     _require_shape(names, path, columns=columns, shape=shape)
     return Source(
         name=name, number=number, path=path, format="parquet", facts=None, header=None,
-        notes=("parquet",), size=rows, options={},
+        notes=("parquet",), size=path.stat().st_size, options={},
     )  # fmt: skip
 
 
@@ -205,20 +216,23 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row, int]]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+        file = pq.ParquetFile(path)
+        size, count = path.stat().st_size, max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row, number
+                yield number, row, size * number // count
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
         raise DataError(f"{path} is a damaged Parquet file: {fault}", remedy="write it again") from fault
 
 
-def _table_rows(data: Any) -> Iterator[tuple[int, Row, int]]:
+def _table_rows(data: Any, size: int) -> Iterator[tuple[int, Row, int]]:
     number = 0
+    count = max(1, len(data))
     for batch in data.with_format("arrow").iter(batch_size=1000):
         for row in batch.to_pylist():
             number += 1
-            yield number, row, number
+            yield number, row, size * number // count
 
 
 def _saved(path: Path, number: int) -> list[Source]:
@@ -261,7 +275,7 @@ def _hub(given: str, number: int) -> list[Source]:
 def _dataset(data: Any, number: int, *, name: str) -> Source:
     return Source(
         name=name, number=number, path=None, format="dataset", facts=None, header=None,
-        notes=("data set",), size=len(data), options={"data": data},
+        notes=("data set",), size=int(data.data.nbytes), options={"data": data},
     )  # fmt: skip
 
 

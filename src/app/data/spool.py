@@ -2,9 +2,12 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ def examined(batches: Iterable[Batch], rules: Rules, *, workers: int) -> Iterato
     # rensa would start a thread for each core in each worker.
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker) as pool:
         waiting: deque[Future[Examined]] = deque()
         try:
             for batch in batches:
@@ -43,6 +46,20 @@ def examined(batches: Iterable[Batch], rules: Rules, *, workers: int) -> Iterato
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _as_worker() -> None:
+    """Leaves ctrl-C to the parent, and ends with it: a worker whose parent was killed would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Spool:

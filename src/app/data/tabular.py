@@ -90,6 +90,8 @@ def records(
         if not taken:
             continue
         number, first, consumed = taken[0]
+        if cells is not None and len(row) > cells and not "".join(row[cells:]).strip():
+            del row[cells:]  # Spreadsheets end rows with empty cells that the header has not.
         if not fault and (cells is None or len(row) == cells):
             yield number, row, taken[-1][2]
             continue

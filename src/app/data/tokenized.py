@@ -4,11 +4,10 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.data.cache import TokenTable, cache_folder, cache_key, content_hash, drop_unused, write_table
+from app.data.cache import TokenTable, cache_folder, cache_key, code_hash, content_hash, drop_unused, write_table
 from app.data.lengths import TooLong
 from app.data.prepare import prepare_for_training
 from app.data.records import Conversation, read_prepared
@@ -38,7 +37,7 @@ def prepared_folder(
         return path
     content = content_hash(path) if path.is_file() or path.is_dir() else ""
     key = cache_key(
-        content=content, source=path.name if content else source, columns=dict(columns or {}), app=version("app"),
+        content=content, source=path.name if content else source, columns=dict(columns or {}), code=code_hash(),
         seed=seed, val_fraction=val_fraction, test_fraction=test_fraction,
     )  # fmt: skip
     target = cache_folder("prepared") / key
@@ -101,7 +100,7 @@ def tokenized(
         template=family.chat.jinja(),
         max_length=max_length,
         too_long=too_long,
-        app=version("app"),
+        code=code_hash(),
     )
     path = tables / f"{key}.arrow"
     if path.is_file():

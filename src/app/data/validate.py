@@ -127,14 +127,14 @@ def _same(one: str, other: str) -> bool:
 def cut_off(answer: str) -> str:
     """The end of an answer that seems cut off, or "".
 
-    Only prose can be judged: several sentences, over 120 characters, whose last line is long and ends within a word
+    Only prose can be judged: several sentences, over 80 characters, whose last line is long and ends within a word
     (a letter or a comma) instead of with punctuation. Lists, code and titles end like that by right and are left alone.
     """
     text = answer.rstrip()
-    if len(text) < 120 or text[-1] in _SENTENCE_ENDS or not (text[-1].isalpha() or text[-1] in ",-"):
+    if len(text) < 80 or text[-1] in _SENTENCE_ENDS or not (text[-1].isalpha() or text[-1] in ",-"):
         return ""
     last = text[text.rfind("\n") + 1 :]
-    if len(last) < 60 or last.lstrip()[:1] in "-*#•|>" or not re.search(r"[.!?] +\S", text):
+    if len(last) < 40 or last.lstrip()[:1] in "-*#•|>" or not re.search(r"[.!?] +\S", text):
         return ""
     if re.search(r"[{}();=<>\[\]]", last):
         return ""

@@ -40,8 +40,8 @@ class Update:
     magnitude: torch.Tensor | None
 
     def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """The tuned weight in float32, [out, in]; ``weight`` may be of any float type and is not changed."""
-        tuned = torch.addmm(weight.float(), self.b, self.a, alpha=self.scale)  # [out, in]
+        """The tuned weight in float32, [out, in]; a ``weight`` that is float32 already is changed in place."""
+        tuned = weight.float().addmm_(self.b, self.a, alpha=self.scale)  # [out, in]
         if self.magnitude is not None:
             tuned *= (self.magnitude / torch.linalg.vector_norm(tuned, dim=1)).unsqueeze(1)
         return tuned

@@ -31,8 +31,9 @@ def export_bento(
             shutil.copy2(source.manifest_path, copy.manifest_path)
             if source.config_path.is_file():
                 shutil.copy2(source.config_path, copy.config_path)
+        stored = Path(bentoml.models.get(model.tag).path)
         if check:
-            verdicts.append(check.judge(TransformersScorer(open_run(Path(model.path))), str(model.tag), "copy"))
+            verdicts.append(check.judge(TransformersScorer(open_run(stored)), str(model.tag), "copy"))
     if not all(verdict.passed for verdict in verdicts):
         bentoml.models.delete(model.tag)
-    return outcome_of("bento", [Path(model.path)], verdicts, check), str(model.tag)
+    return outcome_of("bento", [stored], verdicts, check), str(model.tag)

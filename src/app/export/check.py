@@ -50,8 +50,8 @@ BOUNDS = {
     "q8_0": Bounds(kl=0.05, top1=0.9, loss=0.1),
     "q6_k": Bounds(kl=0.05, top1=0.9, loss=0.1),
     "q5": Bounds(kl=0.15, top1=0.85, loss=0.15),
-    "q4": Bounds(kl=0.4, top1=0.75, loss=0.3),
-    "iq4": Bounds(kl=0.4, top1=0.75, loss=0.3),
+    "q4": Bounds(kl=0.5, top1=0.65, loss=0.3),
+    "iq4": Bounds(kl=0.5, top1=0.65, loss=0.3),
     "q3": Bounds(kl=1.0, top1=0.6, loss=0.6),
     "q2": Bounds(kl=2.0, top1=0.4, loss=1.2),
 }

@@ -17,7 +17,7 @@ from app.export.report import write_report
 from app.export.runtime import QUANTS, LlamaCpp, llama_cpp, quantize
 from app.export.samples import held_out
 from app.export.scorers import merged_scorer
-from app.export.target import Advance, discard, partial_path, publish, publish_folder
+from app.export.target import AHEAD, Advance, discard, partial_path, publish, publish_folder
 from app.export.tuned import TunedModel, open_tuned, require_room
 
 Bars = Callable[[str, int], Advance]
@@ -117,7 +117,7 @@ def export_merged(
             with merged_scorer(work, tuned) as scorer:
                 verdicts.append(check.judge(scorer, target.name, str(kind).removeprefix("torch.")))
     _settle(target, verdicts, place=publish_folder)
-    return outcome_of("merged", [target], verdicts, check)
+    return outcome_of("merged-exact" if exact else "merged", [target], verdicts, check)
 
 
 def export_gguf(
@@ -148,7 +148,7 @@ def export_gguf(
             if file != target:
                 _settle(target, own, place=publish)
             verdicts += own
-    return outcome_of("gguf", targets, verdicts, check)
+    return outcome_of("gguf-exact" if exact else "gguf", targets, verdicts, check)
 
 
 def export_lora_gguf(
@@ -257,7 +257,7 @@ def _gguf_room(tuned: TunedModel, folder: Path, quants: Sequence[str]) -> None:
     needed = sum(gguf_bytes(tuned, quant) for quant in quants)
     if set(quants) - set(DIRECT) and not set(quants) & {"f16", "bf16", "f32"}:
         needed += gguf_bytes(tuned, "f16")
-    require_room(folder, disk=needed, memory=4 * 4 * tuned.largest + OVERHEAD)
+    require_room(folder, disk=needed, memory=AHEAD * 4 * 4 * tuned.largest + OVERHEAD)
 
 
 def _settle(target: Path, verdicts: Sequence[Verdict], *, place: Callable[[Path], None]) -> None:

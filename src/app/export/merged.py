@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from app.artifact import write_atomic
 from app.errors import ConfigError
 from app.export.card import model_card
-from app.export.target import Advance, Blob, discard, partial_path, publish, write_blobs
+from app.export.target import AHEAD, Advance, Blob, discard, partial_path, publish, write_blobs
 from app.export.tuned import TunedModel, require_room
 from app.export.weights import NAMES, header_bytes, tensor_bytes
 
@@ -46,7 +47,7 @@ def pick_type(dtype: str, tuned: TunedModel) -> torch.dtype:
 def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_bytes: int, advance: Advance) -> Path:
     """Writes the folder beside its target (see `target.publish_folder`) and returns its path; continues a stopped one.
 
-    Memory: the largest changed tensor in float32, three times over; a 7B model needs under 2 GiB in all.
+    Memory: two of the largest changed tensors in float32, three times over; a 7B model needs under 2.5 GB in all.
 
     Args:
         tuned: what to write.
@@ -61,15 +62,15 @@ def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_b
     work = partial_path(target)
     shards = list(_shards(tuned, dtype, shard_bytes))
     fingerprint = tuned.fingerprint(dtype=NAMES[dtype], shard_bytes=shard_bytes)
-    note = work / "export.json"
+    note = work.with_name(work.name + ".json")
     if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != fingerprint:
         discard(target)
     names = [_shard_name(index, len(shards)) for index in range(len(shards))]
     written = sum(file.stat().st_size for file in work.iterdir()) if work.is_dir() else 0
     total = merged_bytes(tuned, dtype)
-    require_room(target.parent, disk=total - written, memory=3 * 4 * tuned.largest + OVERHEAD)
+    require_room(target.parent, disk=total - written, memory=AHEAD * 3 * 4 * tuned.largest + OVERHEAD)
     work.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(fingerprint), encoding="utf-8")
+    write_atomic(note, json.dumps(fingerprint))
     for name, tensors in zip(names, shards, strict=True):
         file = work / name
         entries = [(tensor, dtype, tuned.places[tensor].shape) for tensor in tensors]
@@ -89,7 +90,6 @@ def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_b
         }
         (work / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     _write_rest(tuned, work, dtype)
-    note.unlink()
     return work
 
 

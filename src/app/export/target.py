@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from app.artifact import sha256_text, write_atomic
 
 SYNC_BYTES = 1 << 30
 """Bytes between two journal entries: what a power cut can cost."""
+
+AHEAD = 2
+"""Blobs in the making at once. Reading, arithmetic and fresh memory each leave a processor idle in turn."""
 
 Advance = Callable[[int], None]
 
@@ -124,32 +127,23 @@ def publish_folder(target: Path) -> None:
         target.rename(old)
         partial.rename(target)
         shutil.rmtree(old)
+    partial.with_name(partial.name + ".json").unlink(missing_ok=True)
     _sync_folder(target.parent)
 
 
-@contextmanager
-def folder_target(target: Path) -> Iterator[Path]:
-    """A folder to build a small result in, that takes the target's place if the block ends well and else vanishes."""
-    partial = partial_path(target)
-    discard(target)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        publish_folder(target)
-    except BaseException:
-        discard(target)
-        raise
-
-
 def _ahead(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, memoryview]]:
-    """Each blob with its bytes; one is made in another thread while its predecessor is used."""
-    with ThreadPoolExecutor(max_workers=1) as maker:
-        following: Future[memoryview] | None = maker.submit(blobs[0].produce) if blobs else None
-        for index, blob in enumerate(blobs):
-            assert following is not None
-            data = following.result()
-            following = maker.submit(blobs[index + 1].produce) if index + 1 < len(blobs) else None
-            yield blob, data
+    """Each blob with its bytes; AHEAD of them are made in other threads while their predecessor is written."""
+    with ThreadPoolExecutor(max_workers=AHEAD) as makers:
+        coming: deque[Future[memoryview]] = deque(makers.submit(blob.produce) for blob in blobs[:AHEAD])
+        try:
+            for index, blob in enumerate(blobs):
+                data = coming.popleft().result()
+                if index + AHEAD < len(blobs):
+                    coming.append(makers.submit(blobs[index + AHEAD].produce))
+                yield blob, data
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def _write_all(handle: int, data: memoryview) -> None:

@@ -40,8 +40,8 @@ class Engine:
         context: tokens of prompt and answer together; by default what the model and the free memory allow.
         speculate: draft by prompt lookup (`app.generate.speculate`); changes the speed only.
         reuse: keep what a slot's last request left when the next one begins with the same tokens, as each turn of a
-            chat does. Its scores then come from other batch shapes than a fresh reading's, so that in bfloat16 a
-            seed's text may depend on what was asked before.
+            chat does. Where the model's products depend on the shape of the batch (GPUs in 16 bits), a seed's text may
+            then depend on what was asked before.
 
     Raises:
         ConfigError: ``slots`` or ``context`` is out of range.
@@ -74,6 +74,11 @@ class Engine:
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self._forward.context
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that answer now; empty for the base."""
+        return self._forward.adapters
 
     @property
     def busy(self) -> bool:
@@ -130,7 +135,7 @@ class Engine:
             ids,
             sampling,
             tokenizer=self._session.tokenizer,
-            stop_ids=self._stop_ids,
+            stop_ids=frozenset() if sampling.ignore_stop else self._stop_ids,
             limit=min(sampling.max_tokens, self.context - len(ids)),
             speculate=self._speculate,
             on_chunk=on_chunk,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from app.generate.adapter import LeanAdapter
 from app.generate.cache import SlotCache, plan_context
 
 if TYPE_CHECKING:
@@ -52,14 +53,12 @@ class Forward:
         self.vocabulary = int(config.vocab_size)
         self.cache = SlotCache(config, slots=slots, context=self.context, dtype=self._dtype, device=self._device)
         self._window: int | None = getattr(config, "sliding_window", None)
-        self._adapted = next((m for m in self._model.modules() if hasattr(m, "disable_adapters")), None)
+        self._adapter = LeanAdapter(self._model)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters that are on: what the cache holds is only good under the same ones."""
-        if self._adapted is None or self._adapted.disable_adapters:
-            return ()
-        return tuple(self._adapted.active_adapters)
+        return self._adapter.names
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> Tensor:
@@ -79,15 +78,16 @@ class Forward:
         wanted = [[*range(len(row.ids) - row.scored, len(row.ids))] for row in rows]
         # The head is the largest matrix of a small model: it runs only where some row needs scores.
         columns = sorted({column for row in wanted for column in row}) or [0]
-        logits = self._model(
-            input_ids=torch.tensor(ids, device=self._device),
-            attention_mask=self._mask(positions, length),
-            # Padding stands at the last real position: rotary tables that grow with the largest one must not see it.
-            position_ids=positions.clamp(max=self.context - 1),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(columns, device=self._device),
-        ).logits  # [B, columns, V]
+        with self._adapter.active():
+            logits = self._model(
+                input_ids=torch.tensor(ids, device=self._device),
+                attention_mask=self._mask(positions, length),
+                # Rotary tables that grow with the largest position must not see the padding's.
+                position_ids=positions.clamp(max=self.context - 1),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(columns, device=self._device),
+            ).logits  # [B, columns, V]
         place = {column: index for index, column in enumerate(columns)}
         chosen = [(row, place[column]) for row, row_columns in enumerate(wanted) for column in row_columns]
         if [column for _, column in chosen] == [0] * len(rows):

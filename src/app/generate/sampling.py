@@ -37,6 +37,7 @@ class Sampling:
         seed: of this answer's random choices, not negative; None draws one.
         stop: texts that end the answer; they are not part of it.
         max_tokens: the most tokens an answer may have, at least 1.
+        ignore_stop: go on past the family's stop tokens, for measurements.
         logprobs: None, or how many alternatives (0 to 20) to report beside each chosen token. They are of the
             model's own distribution, before penalties and temperature.
     """
@@ -51,6 +52,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int = 256
+    ignore_stop: bool = False
     logprobs: int | None = None
 
     def __post_init__(self) -> None:

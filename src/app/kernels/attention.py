@@ -54,7 +54,7 @@ class Documents:
 def attention(fused: torch.Tensor, heads: Heads, documents: Documents) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention output [T, queries * head_dim] and the log-sum-exp that the backward pass needs."""
     q, k, v = heads.split(fused)
-    if not fused.is_cuda:
+    if not _use_flash(fused):
         return _reference(q, k, v, heads, documents).flatten(1), fused.new_empty(0)
     if _use_cudnn(heads, documents):
         rows = [_by_row(part, documents) for part in (q, k, v)]
@@ -89,7 +89,7 @@ def attention_backward(
     """Gradient of the fused projection [T, (queries + 2 * keys) * head_dim]."""
     q, k, v = heads.split(fused)
     grad = grad.unflatten(1, (-1, heads.head_dim))
-    if not fused.is_cuda:
+    if not _use_flash(fused):
         with torch.enable_grad():
             leaf = fused.detach().requires_grad_()
             result = _reference(*heads.split(leaf), heads, documents)
@@ -125,6 +125,10 @@ def attention_backward(
         window_size_right=right,
     )
     return torch.cat([part.flatten(1) for part in grads], dim=1)
+
+
+def _use_flash(fused: torch.Tensor) -> bool:
+    return fused.is_cuda and fused.dtype in (torch.bfloat16, torch.float16)
 
 
 def _use_cudnn(heads: Heads, documents: Documents) -> bool:

@@ -8,6 +8,9 @@ from typing import Literal
 from app.model.activation_store import LayerPlan, Name, Placement
 from app.model.fast_layer import FastLayer
 
+TRIES = 64
+"""Amounts of saved results that are tried, from all that memory and bus might hold down to the inputs alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSizes:
@@ -54,32 +57,50 @@ def plan_layers(sizes: LayerSizes, layers: int, *, available: int, offloadable: 
         offloadable: bytes that can be copied to the CPU during one forward pass without making it wait. The layers'
             inputs are copied beyond that if they must.
     """
+    for share in range(TRIES, -1, -1):
+        held = _held(sizes, layers, room=(available + offloadable) * share // TRIES)
+        out, kept = _offloaded(sizes, held, available)
+        copied = sum(sizes.bytes[name] for names in out for name in names)
+        inputs_alone = all(names == {"hidden"} for names in held)
+        if kept + _moving(sizes, out) <= available and (copied <= offloadable or inputs_alone):
+            return [_layer_plan(*names) for names in zip(held, out, strict=True)]
+    return None
+
+
+def _held(sizes: LayerSizes, layers: int, *, room: int) -> list[set[Name]]:
+    """What each layer saves, on the GPU or not: the results that cost most for their size, in ``room`` bytes."""
     held: list[set[Name]] = [{"hidden"} for _ in range(layers)]
-    room = available + offloadable - layers * sizes.bytes["hidden"]
-    by_value = sorted(sizes.operations, key=lambda name: sizes.operations[name] / sizes.bytes[name], reverse=True)
-    for name in by_value:
+    room -= layers * sizes.bytes["hidden"]
+    for name in sorted(sizes.operations, key=lambda name: sizes.operations[name] / sizes.bytes[name], reverse=True):
         for names in reversed(held):
             if sizes.bytes[name] <= room:
                 names.add(name)
                 room -= sizes.bytes[name]
+    return held
+
+
+def _offloaded(sizes: LayerSizes, held: Sequence[set[Name]], available: int) -> tuple[list[set[Name]], int]:
+    """Which of these go to the CPU so that the rest fits, and the bytes of that rest.
+
+    They are spread evenly, the small results first, so that no layer has more to copy than it takes to compute.
+    """
+    out: list[set[Name]] = [set() for _ in held]
     kept = sum(sizes.bytes[name] for names in held for name in names)
-    out: list[set[Name]] = [set() for _ in range(layers)]
-    # Copies are spread evenly, the small results first, so that no layer has more to copy than it takes to compute.
     for name in sorted(sizes.bytes, key=lambda name: sizes.bytes[name]):
-        having = [index for index in range(layers) if name in held[index]]
-        # While a copy is under way its source, or its target, is still there: two layers' worth of them.
-        moving = 2 * (_largest(sizes, out) + sizes.bytes[name])
-        needed = -((available - moving - kept) // sizes.bytes[name]) if kept > available else 0
+        if kept + _moving(sizes, out) <= available:
+            break
+        having = [index for index, names in enumerate(held) if name in names]
+        moving = _moving(sizes, out) + 2 * sizes.bytes[name]
+        needed = -((available - moving - kept) // sizes.bytes[name])
         for index in _spread(having, needed):
             out[index].add(name)
             kept -= sizes.bytes[name]
-    if kept + 2 * _largest(sizes, out) > available:
-        return None
-    return [_layer_plan(held[index], out[index]) for index in range(layers)]
+    return out, kept
 
 
-def _largest(sizes: LayerSizes, out: Sequence[set[Name]]) -> int:
-    return max(sum(sizes.bytes[name] for name in names) for names in out)
+def _moving(sizes: LayerSizes, out: Sequence[set[Name]]) -> int:
+    """Bytes on the GPU of what is being copied: of two layers, while a copy's source or target is still there."""
+    return 2 * max(sum(sizes.bytes[name] for name in names) for names in out)
 
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:

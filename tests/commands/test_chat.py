@@ -1,0 +1,203 @@
+import io
+import json
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.commands.chat import main
+from app.commands.chat_input import parse_parameter, read_input
+from app.commands.chat_terminal import Terminal
+from app.errors import ConfigError
+from app.generate.engine import Engine
+from app.generate.sampling import Sampling
+from support.opening import open_float32
+
+Tiny = Callable[[str], Path]
+Typed = Callable[..., str]
+
+
+@pytest.fixture
+def base(tiny: Tiny) -> list[str]:
+    return ["--base", str(tiny("smollm2")), "--family", "smollm2", "--context", "256", "--device", "cpu"]
+
+
+def test_one_question_is_answered_and_nothing_else_is_printed(
+    base: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [*base, "--prompt", "Why?", "--max_tokens", "12", "--seed", "4"]
+    assert main(options) == 0
+    plain = capfd.readouterr()
+    assert main([*options, "--json", "true"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert plain.out == found["text"] + "\n"
+    assert (found["tokens"], found["finish_reason"], found["seed"]) == (12, "length", 4)
+    assert found["prompt_tokens"] > 10
+    assert "token_ids" not in found
+    assert plain.err == ""
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompt", "-"]])
+def test_the_question_may_come_from_standard_input(
+    base: list[str], flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Why?\n"))
+    assert main([*base, *flags, "--json", "true", "--max_tokens", "3", "--temperature", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "x"], "either a run or a base"),
+        (["--run", "a", "--base", "b", "--prompt", "x"], "either a run or a base"),
+        (["--base", "b", "--prompt", "x"], "--family"),
+        (["--run", "nowhere", "--prompt", "x"], "not a run directory"),
+        (["--base", "b", "--family", "smolm2", "--prompt", "x"], "did you mean 'smollm2'"),
+        (["--run", "nowhere", "--prompt", "  "], "question is empty"),
+        (["--run", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+    ],
+)
+def test_faults_are_one_message_and_status_2(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "remedy:" in error
+    assert "Traceback" not in error
+
+
+def test_a_prompt_that_is_too_long_says_so(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*base, "--prompt", "word " * 600]) == 2
+    assert "context of 256" in capsys.readouterr().err
+
+
+def test_parameters_are_typed_and_named() -> None:
+    assert parse_parameter("temperature=0.2") == ("temperature", 0.2)
+    assert parse_parameter("top_k=5") == ("top_k", 5)
+    assert parse_parameter("seed=none") == ("seed", None)
+    assert parse_parameter('stop=["a", "b"]') == ("stop", ("a", "b"))
+    for text in ("heat=1", "top_k=1.5", "top_k=", "temperature=warm", "top_p=true", "stop=END", "=1", "logprobs=3"):
+        with pytest.raises(ConfigError):
+            parse_parameter(text)
+
+
+@pytest.fixture
+def typed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Typed]:
+    """``typed("Why?", "/undo")``: what a whole conversation with these lines shows, on a tiny model with adapter."""
+    session = open_float32(tiny("smollm2"), "smollm2", alpha=16)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*lines: str, context: int = 256) -> str:
+        waiting = iter(lines)
+
+        def answer_prompt(_: str) -> str:
+            try:
+                return next(waiting)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", answer_prompt)
+        engine = Engine(session, slots=1, context=context, reuse=True)
+        sampling = Sampling(temperature=0.8, seed=1, max_tokens=8)
+        assert Terminal(session, engine, sampling, system="", history=tmp_path / "history").run() == 0
+        return capsys.readouterr().out
+
+    yield run
+
+
+def test_the_conversation_goes_on_and_can_be_taken_back(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("Why?", "And how?", f"/save {path}", "/undo", "/retry", "/reset", "/undo", f"/load {path}", "/exit")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert [m["role"] for m in record["messages"]] == ["user", "assistant"] * 2
+    assert "took back: And how?" in shown
+    assert shown.count("8 tokens · ") == 3
+    assert "there is no turn to take back" in shown
+    assert "2 turns" in shown
+
+
+def test_options_and_the_system_text_can_be_changed(typed: Typed) -> None:
+    shown = typed(
+        "/params temperature=0 max_tokens=3", "Why?", "/params top_p=7", "/system Be brief.", "/system", "/xyz"
+    )
+    assert "temperature=0 " in shown
+    assert "3 tokens · " in shown
+    assert "top_p is 7" in shown
+    assert "system: Be brief." in shown
+    assert "there is no command /xyz" in shown
+
+
+def test_compare_shows_base_and_tuned_and_leaves_the_conversation_alone(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("/compare", "Why?", "/compare", "/compare How?", f"/save {path}")
+    assert "there is no question to compare" in shown
+    assert shown.count(" base ") == shown.count(" tuned ") == 2
+    assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
+
+
+def test_a_full_context_drops_the_oldest_turns_with_a_notice(typed: Typed) -> None:
+    shown = typed("Why is it so?", "And then what?", "And after that?", "x " * 300, "Well?", context=70)
+    assert "the context of 70 tokens is full" in shown
+    assert "leaves no room" in shown
+    assert shown.count("8 tokens · ") == 4
+
+
+def test_input_may_have_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["one \\", "two", '"""', "a", "", "b", '"""'])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert read_input() == "one \ntwo"
+    assert read_input() == "a\n\nb"
+
+
+@pytest.mark.slow
+def test_in_a_real_terminal_ctrl_c_stops_the_answer_and_not_the_chat(base: list[str], tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    options = [*base, "--history", str(history), "--max_tokens", "5000", "--context", "8000", "--temperature", "1"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "app", "chat", *options])
+    seen = ""
+
+    def until(words: str, seconds: float = 120) -> None:
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while words not in seen:
+            assert time.monotonic() < end, f"{words!r} did not come; the terminal shows:\n{seen}"
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 65536).decode("utf-8", "replace")
+        seen = seen.split(words, 1)[1]
+
+    try:
+        until("/help for help")
+        until("› ")
+        os.write(terminal, b"Why?\n")
+        time.sleep(2)
+        os.write(terminal, b"\x03")
+        until("stopped")
+        until("› ")
+        os.write(terminal, b"/undo\n")
+        until("took back: Why?")
+        until("› ")
+        os.write(terminal, b"\x03")
+        until("ctrl-C again")
+        until("› ")
+        os.write(terminal, b"\x04")
+        _, status = os.waitpid(child, 0)
+        child = 0
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(terminal)
+    assert history.read_text(encoding="utf-8").splitlines()[-2:] == ["Why?", "/undo"]
