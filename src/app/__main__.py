@@ -1,11 +1,8 @@
 """The command table: ``python -m app COMMAND …``. Imports only what the command needs."""
 
 import importlib
-<<<<<<< HEAD
-import os
-=======
 import logging
->>>>>>> main
+import os
 import sys
 import warnings
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from app.data.module import SFTDataModule
 from app.errors import ConfigError
 from app.families import Family
+from app.model.accelerate import swap_in
 from app.model.load import load_base
 from app.model.lora import attach_lora
 from app.model.module import QLoRAModule, summed_loss
@@ -132,3 +133,50 @@ def test_target_that_is_no_layer_is_refused(tiny: TinyCheckpoint) -> None:
     base = load_base(str(tiny("smollm2")), family, device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(ConfigError, match="'q_prj'"):
         attach_lora(base, family, rank=4, alpha=8, dropout=0, targets=["q_prj", "v_proj"], rslora=False, dora=False)
+
+
+def curve(base: Path, family: str, csv: Path, *, fast: bool, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The training loss of each optimizer step: windows of two micro-batches, gradients clipped, validated between."""
+    with monkeypatch.context() as patched:
+        if fast:  # as on a GPU, with the kernels' plain references
+            patched.setattr("app.kernels.triton_support.triton", None)
+            patched.setattr(
+                "app.model.module.accelerate", lambda causal_lm, _: swap_in(causal_lm.get_decoder(), fp8=False)
+            )
+        seed_everything(42)
+        module = QLoRAModule(str(base), family, dtype="float32", optimizer="adamw", lr=1e-2, warmup=0, kernels="auto")
+        data = SFTDataModule(str(csv), str(base), family, batch_size=2, val_fraction=0.2, test_fraction=0)
+        losses: list[float] = []
+
+        class Losses(Callback):
+            def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+                if "train/loss" in trainer.callback_metrics and trainer.global_step > len(losses):
+                    losses.append(float(trainer.callback_metrics["train/loss"]))
+
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=6,
+            accumulate_grad_batches=2,
+            gradient_clip_val=0.5,
+            val_check_interval=4,
+            check_val_every_n_epoch=None,
+            callbacks=[Losses()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data)
+        assert (module.acceleration is not None) == fast
+        return losses
+
+
+def test_fast_steps_train_as_plain_ones_do_under_lightning(
+    family: Family, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    csv = write_csv(tmp_path / "rows.csv")
+    plain, fast = (
+        curve(tiny(family.name), family.name, csv, fast=fast, monkeypatch=monkeypatch) for fast in (False, True)
+    )
+    assert len(plain) == 6 and plain[-1] < plain[0]
+    assert fast == pytest.approx(plain, rel=1e-4)

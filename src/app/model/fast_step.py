@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 """Bytes of optimizer state per trained parameter: two moments in 32 or 8 bits."""
+DESKTOP = 256 * 2**20
 log = logging.getLogger(__name__)
 
 
-def parse_budget(value: str, device: torch.device) -> int:
-    """``7150MiB`` (or ``7GiB``) as bytes; ``auto`` is the whole card but 256 MiB for the desktop.
+def parse_budget(value: str) -> int | None:
+    """``7150MiB`` (or ``7GiB``) as bytes; None for ``auto``.
 
     Raises:
         ConfigError: it is neither.
     """
     if value == "auto":
-        return int(torch.cuda.mem_get_info(device)[1]) - 256 * 2**20
+        return None
     for unit, factor in (("MiB", 2**20), ("GiB", 2**30)):
         number = value.removesuffix(unit)
         if number != value and number.strip().replace(".", "", 1).isdigit():
@@ -51,7 +52,7 @@ class FastStep:
         causal_lm: with peft's layers inside; its decoder's layers are swapped.
         acceleration: from `app.model.accelerate.accelerate`.
         parameters: the trained ones.
-        budget: bytes of GPU memory.
+        budget: bytes of GPU memory; None is the whole card but 256 MiB for the desktop.
         optimizer: how much memory it will take.
         divisor: what a micro-batch's summed loss is divided by before its gradient is taken.
     """
@@ -62,14 +63,16 @@ class FastStep:
         acceleration: Acceleration,
         parameters: list[nn.Parameter],
         *,
-        budget: int,
+        budget: int | None,
         optimizer: OptimizerName,
         divisor: int,
     ) -> None:
         self._causal_lm, self._acceleration, self._parameters = causal_lm, acceleration, parameters
         self._budget, self._divisor = budget, divisor
         self._state_bytes = STATE_BYTES[optimizer] * sum(parameter.numel() for parameter in parameters)
-        offload_embeddings(causal_lm)
+        self._device = parameters[0].device
+        if self._device.type == "cuda":
+            offload_embeddings(causal_lm)
         self._graph = StepGraph(self._loss, parameters)
         self._planned = (0, 0)
 
@@ -84,7 +87,7 @@ class FastStep:
             for parameter in self._parameters:
                 parameter.grad = None
         rows, length = batch["input_ids"].shape
-        if rows * length > self._planned[0] * self._planned[1]:
+        if self._device.type == "cuda" and rows * length > self._planned[0] * self._planned[1]:
             self._plan(rows, length)
         # Padding stands behind the tokens that see it, so a causal model needs no mask for it.
         names = ("input_ids", "trained", "position_ids")
@@ -97,9 +100,9 @@ class FastStep:
             self._parameters,
             rows=rows,
             length=length,
-            budget=self._budget,
+            budget=self._budget or torch.cuda.mem_get_info(self._device)[1] - DESKTOP,
             state_bytes=self._state_bytes,
-            device=self._parameters[0].device,
+            device=self._device,
         )
         self._graph = StepGraph(self._loss, self._parameters)
         self._planned = rows, length

@@ -148,7 +148,7 @@ class QLoRAModule(LightningModule):
         self.rslora, self.dora = rslora, dora
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.optimizer, self.gradient_checkpointing = optimizer, gradient_checkpointing
-        self.kernels, self.memory_budget = kernels, memory_budget
+        self.kernels, self.memory_budget = kernels, parse_budget(memory_budget)
         self.acceleration: Acceleration | None = None
         self._fast_step: FastStep | None = None
         self.strict_loading = False  # checkpoints hold the adapter, never the base
@@ -222,12 +222,11 @@ class QLoRAModule(LightningModule):
         """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
         self.acceleration = accelerate(self.causal_lm, self.kernels)
         if self.acceleration is not None and self.trainer.world_size == 1:
-            device = self.trainer.strategy.root_device
             self._fast_step = FastStep(
                 self.causal_lm,
                 self.acceleration,
                 [parameter for parameter in self.parameters() if parameter.requires_grad],
-                budget=parse_budget(self.memory_budget, device),
+                budget=self.memory_budget,
                 optimizer=self.optimizer,
                 divisor=self.trainer.accumulate_grad_batches,
             )
