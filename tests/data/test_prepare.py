@@ -220,3 +220,19 @@ def test_progress_is_told_from_start_to_end(tmp_path: Path) -> None:
         done = [part for name, part, _ in told if name == stage]
         total = next(whole for name, _, whole in told if name == stage)
         assert done == sorted(done) and 0.6 * total <= done[-1] <= total
+
+
+def test_a_hub_id_carries_config_split_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub answers here: what `datasets` is asked for is looked at, and what it gives is real."""
+    import datasets
+
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((name, config, split, revision))
+        return datasets.Dataset.from_list(numbered(30))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    value = prepare(["org/name?config=main&split=test&revision=abc", "org/plain"], None).value
+    assert asked == [("org/name", "main", "test", "abc"), ("org/plain", None, "train", None)]
+    assert value["counts"] == {"rows_in": 60, "rows_kept": 30, "rows_rejected": 30}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 18, 30, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 18, 30, 34
 
 
 def bars(rows: Mapping[str, int], *, tone: str = "accent") -> str:

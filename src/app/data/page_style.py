@@ -42,7 +42,7 @@ th small{display:block;font-weight:400}.wide{width:100%}.left td{text-align:left
 .left th{white-space:nowrap}.scroll{overflow-x:auto}.plain{padding-left:18px;color:var(--quiet);margin:10px 0 0}
 details{border-top:1px solid var(--line);padding:8px 0}summary{cursor:pointer}
 footer{color:var(--quiet);font-size:13px;margin-top:20px}
-@media (max-width:560px){main{padding:18px 12px}svg text{font-size:20px}.cards{grid-template-columns:1fr 1fr}
+@media (max-width:560px){main{padding:18px 12px}svg text{font-size:18px}.cards{grid-template-columns:1fr 1fr}
 .bar{grid-template-columns:1fr auto;gap:2px 10px}.bar .track{grid-column:1/-1;order:3}}
 @media print{section,.card{break-inside:avoid}}
 """

@@ -1,0 +1,145 @@
+"""`python -m app export`: every kind end to end, its exit status, its report, what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.artifact import RunDirectory
+from app.export.runtime import QUANTS
+from conftest import TinyCheckpoint
+from export.conftest import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    write_run(folder, tiny("llama3"), "llama3", quantization="nf4", strength=0.1)
+    return folder
+
+
+def report(run: Path, kind: str) -> dict[str, object]:
+    value: dict[str, object] = json.loads((RunDirectory(run).reports / f"export-{kind}.json").read_text())
+    return value
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_merged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "merged", "--run", str(run), "--prompts", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "same model" in out and "500 of 500 texts" in out
+    assert left(run / "export") == ["merged"]
+    (verdict,) = report(run, "merged")["verdicts"]  # type: ignore[misc]
+    assert verdict["passed"] and verdict["kind"] == "bfloat16" and verdict["twin"]["kl"] < 5e-3
+    assert left(run / "reports") == ["export-merged.json", "export-merged.md"]
+
+
+def test_exact_is_near_the_run_itself(run: Path, tmp_path: Path) -> None:
+    options = ["--exact", "true", "--dtype", "float32", "--output", str(tmp_path / "exact"), "--prompts", "3"]
+    assert main(["export", "merged", "--run", str(run), *options]) == 0
+    (verdict,) = report(run, "merged-exact")["verdicts"]  # type: ignore[misc]
+    assert verdict["run"]["kl"] < 0.02 and verdict["twin"]["kl"] < 1e-5
+
+
+def test_gguf_of_several_types_with_one_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llama_cpp")
+    command = ["export", "gguf", "--run", str(run), "--quant", "f32,f16,bf16,q8_0", "--prompts", "3"]
+    assert main(command) == 0
+    names = [f"Llama-3-205K-{quant}.gguf" for quant in ("BF16", "F16", "F32", "Q8_0")]
+    assert left(run / "export" / "gguf") == names
+    capsys.readouterr()
+    written = {name: (run / "export" / "gguf" / name).stat().st_mtime_ns for name in names}
+    assert main(command) == 0
+    assert {name: (run / "export" / "gguf" / name).stat().st_mtime_ns for name in names} == written
+
+
+def test_small_types_alone_leave_no_large_file(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    # Not K types: their blocks are 256 wide, wider than this model.
+    options = ["--quant", "q5_0,q4_1", "--output", str(tmp_path), "--name", "Mine", "--verify", "false"]
+    assert main(["export", "gguf", "--run", str(run), *options]) == 0
+    assert left(tmp_path) == ["Mine-205K-Q4_1.gguf", "Mine-205K-Q5_0.gguf"]
+
+
+def test_a_type_too_coarse_for_the_model_is_status_1_and_no_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("llama_cpp")
+    options = ["--quant", "f16,q5_1", "--output", str(tmp_path), "--prompts", "3"]
+    assert main(["export", "gguf", "--run", str(run), *options]) == 1  # a random model chooses among near ties
+    assert "NOT THE SAME MODEL" in capsys.readouterr().out
+    assert left(tmp_path) == ["Llama-3-205K-F16.gguf"]
+
+
+def test_lora_gguf(run: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    assert main(["export", "lora-gguf", "--run", str(run), "--prompts", "3"]) == 0
+    assert left(run / "export" / "lora-gguf") == ["Llama-3-205K-F32-LoRA.gguf"]
+
+
+def test_ollama(run: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    assert main(["export", "ollama", "--run", str(run), "--prompts", "3"]) == 0
+    assert left(run / "export" / "ollama") == ["Llama-3-205K-Q8_0.gguf", "Modelfile"]
+    assert "FROM ./Llama-3-205K-Q8_0.gguf" in (run / "export" / "ollama" / "Modelfile").read_text()
+
+
+def test_bento(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    monkeypatch.setattr(BentoMLContainer.model_store, "_fs", None, raising=False)
+    with BentoMLContainer.bentoml_home.patch(str(tmp_path)):
+        assert main(["export", "bento", "--run", str(run), "--prompts", "2"]) == 0
+        import bentoml
+
+        (model,) = bentoml.models.list()
+        assert model.tag.name == "tuned" and str(model.tag) in capsys.readouterr().out
+        copy = RunDirectory(model.path)
+        assert copy.read_manifest() == RunDirectory(run).read_manifest()
+        (verdict,) = report(run, "bento")["verdicts"]  # type: ignore[misc]
+        assert verdict["run"]["kl"] == 0 and verdict["run"]["top1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mergd", "--run", "x"], "did you mean 'merged'"),
+        (["merged", "--run", "/nowhere"], "not a run directory"),
+        (["merged", "--run", "RUN", "--dtype", "nf4"], "95 %"),
+        (["merged", "--run", "RUN", "--shard_gb", "0", "--prompts", "-1"], "--shard_gb is 0"),
+        (["gguf", "--run", "RUN", "--quant", "q4_k_x"], QUANTS[0]),
+        (["gguf", "--run", "RUN", "--quant", ""], "none given"),
+        (["merged", "--run", "RUN", "--data", "/nowhere.jsonl"], "no data file"),
+    ],
+)
+def test_faults_are_one_message_and_status_2(
+    arguments: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [str(run) if argument == "RUN" else argument for argument in arguments]
+    assert main(["export", *filled]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "remedy" in err and "Traceback" not in err
+
+
+def test_too_little_disk_is_said_before_anything_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["export", "merged", "--run", str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "GiB of disk" in capsys.readouterr().err
+    assert left(tmp_path) == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys; from app.__main__ import main; main(['export', '--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "lora-gguf" in done.stdout and "usage" in done.stdout
