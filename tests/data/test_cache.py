@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.data.cache import TokenTable, cache_key, content_hash, drop_unused, write_table
+from app.cache import cache_key, content_hash, drop_unused
+from app.data.cache import TokenTable, write_table
 from app.data.module import SFTDataModule
 from app.data.pack import Packed
 from app.data.prepare import prepare

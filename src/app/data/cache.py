@@ -1,15 +1,11 @@
 """Tokenised samples on disk, memory-mapped, under a key of all they depend on: a second start reads nothing anew.
 
-A table is an Arrow IPC file with the columns ``input_ids`` (list of int32) and ``trained`` (list of bool). The folder
-is ``$APP_CACHE``, or ``~/.cache/app``; what was not used for 30 days goes when something new is written.
+A table is an Arrow IPC file with the columns ``input_ids`` (list of int32) and ``trained`` (list of bool). See
+`app.cache` for where.
 """
 
-import hashlib
-import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,11 +16,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from app.cache import cache_key, content_hash
 from app.data.tokenize import Encoding
-from app.errors import MachineError
 
 _BATCH = 1000
-_KEPT_S = 30 * 24 * 3600.0
 
 
 class TokenTable(Sequence[Encoding]):
@@ -92,57 +87,12 @@ def write_table(path: Path, rows: Iterable[Encoding]) -> None:
                 out.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def cache_folder(kind: str) -> Path:
-    """The folder of one kind of cached things, made if need be.
-
-    Raises:
-        MachineError: it cannot be written to.
-    """
-    folder = Path(os.environ.get("APP_CACHE") or Path.home() / ".cache" / "app") / kind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as fault:
-        raise MachineError(
-            f"the cache folder {folder} cannot be written: {fault.strerror}",
-            where="APP_CACHE",
-            remedy="set the environment variable APP_CACHE to a folder you may write to",
-        ) from fault
-    return folder
-
-
-def cache_key(**parts: Any) -> str:
-    """A hash of everything a cached thing depends on."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
 @cache
 def code_hash() -> str:
     """Of the code that makes what is cached: another version of it finds nothing of this one's."""
     data = Path(__file__).parent
     sources = [*sorted(data.glob("*.py")), *sorted((data.parent / "families").glob("*.py"))]
     return cache_key(code=[content_hash(source) for source in sources])
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    inside = sorted(p for p in path.rglob("*") if p.is_file())
-    return cache_key(files=[(str(p.relative_to(path)), content_hash(p)) for p in inside])
-
-
-def drop_unused(folder: Path) -> None:
-    """Removes what nobody opened for 30 days."""
-    for old in folder.iterdir():
-        try:
-            if time.time() - old.stat().st_mtime > _KEPT_S:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        except OSError:
-            continue  # another process removed it, or owns it
 
 
 @contextmanager

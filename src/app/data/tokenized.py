@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.data.cache import TokenTable, cache_folder, cache_key, code_hash, content_hash, drop_unused, write_table
+from app.cache import cache_folder, cache_key, content_hash, drop_unused
+from app.data.cache import TokenTable, code_hash, write_table
 from app.data.lengths import TooLong
 from app.data.prepare import prepare_for_training
 from app.data.records import Conversation, read_prepared

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from app.errors import MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
+from app.model.nf4_cache import is_intact, nf4_folder, store
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -106,6 +108,8 @@ def load_base(
 ) -> "PreTrainedModel":
     """The base model on its device, frozen, every linear layer but the head in NF4 (QLoRA, arXiv 2305.14314).
 
+    The first load quantises and stores the result (`app.model.nf4_cache`); later ones read that.
+
     Args:
         base: hub id or local folder with 16-bit weights.
         family: what the checkpoint must be.
@@ -132,8 +136,10 @@ def load_base(
             remedy="name the 16-bit checkpoint it was made from",
         )
     kwargs: dict[str, Any] = {}
+    stored: Path | None = None
     if quantization == "nf4":
         require_bitsandbytes(device)
+        stored = nf4_folder(base, config, device=device, dtype=dtype, double_quant=double_quant)
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -144,11 +150,15 @@ def load_base(
         attention = "sdpa" if device.type == "cuda" else "eager"
     if not sys.stderr.isatty():
         disable_progress_bar()
+    if stored is not None and is_intact(stored):
+        kwargs = {}
+        source = str(stored)
+    else:
+        kwargs |= {"config": config, "revision": revision}
+        source = base
     with checkpoint_faults(base):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base,
-            config=config,
-            revision=revision,
+            source,
             dtype=dtype,
             device_map={"": device},
             attn_implementation=attention,
@@ -156,6 +166,12 @@ def load_base(
             use_safetensors=True,
             **kwargs,
         )
+    if source == base and stored is not None:
+        store(model, stored)
+    elif source != base:
+        # What is trained belongs to the base, whichever copy of it was read; peft writes this name into its adapters.
+        model.name_or_path = model.config.name_or_path = base
+        model.config._commit_hash = getattr(config, "_commit_hash", None)
     model.requires_grad_(False)
     if trainable:
         forbid_cpu_repacking(model)
