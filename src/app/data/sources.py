@@ -103,7 +103,7 @@ def open_source(
     if folder and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
         return _saved(path, number)
     if folder:
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_data(p)]
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_data(p) and p.stat().st_size]
         if not inside:
             raise DataError(
                 f"{path} holds no data files", remedy=f"name a file, or a folder with {', '.join(_SUFFIXES)}"
