@@ -184,7 +184,7 @@ KINDS: dict[str, Callable[..., int]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: exported and the same model; 1: not the same model; 2: a fault the message explains."""
+    """Exit status 0: exported and the same model; 1: not the same; 2: a fault the message explains; 130: ctrl-C."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {kind:<10} {(function.__doc__ or '').splitlines()[0]}" for kind, function in KINDS.items()]
         usage = ["usage: python -m app export KIND --run RUN [options]", "", *lines, ""]
@@ -199,7 +199,11 @@ def main(argv: Sequence[str]) -> int:
     # torch then asks for memory in large pages: an export's time is half page faults, and this saved a fifth of all
     # processor time (7B shape, 2 cores, 2026-11). Read when torch first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return run_command(KINDS[kind], argv[1:], name=f"export {kind}")
+    try:
+        return run_command(KINDS[kind], argv[1:], name=f"export {kind}")
+    except KeyboardInterrupt:
+        print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
+        return 130
 
 
 def _require_positive(**values: float) -> None:
