@@ -9,6 +9,7 @@ import pytest
 
 from app.__main__ import main
 from app.artifact import RunDirectory
+from app.export import merged, scorers
 from app.export.runtime import QUANTS
 from conftest import TinyCheckpoint
 from export.conftest import write_run
@@ -143,3 +144,33 @@ def test_help_imports_nothing_heavy() -> None:
     script = "import sys; from app.__main__ import main; main(['export', '--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "lora-gguf" in done.stdout and "usage" in done.stdout
+
+
+def test_ctrl_c_is_one_line_and_the_old_export_stays(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "merged", "--run", str(run), "--output", str(tmp_path / "model"), "--verify", "false"]
+    assert main(command) == 0
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def interrupted(*arguments: object) -> memoryview:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merged, "_produce", interrupted)
+        assert main(command) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert main(command) == 0
+    assert left(tmp_path) == ["model"]
+
+
+def test_a_model_too_large_for_memory_is_checked_against_the_run_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scorers, "ACTIVATIONS", 1 << 60)
+    assert main(["export", "merged", "--run", str(run), "--prompts", "3"]) == 0
+    found = report(run, "merged")
+    (verdict,) = found["verdicts"]  # type: ignore[misc]
+    assert verdict["twin"] is None and found["twin"] is None
+    assert "left out" in (run / "reports" / "export-merged.md").read_text()

@@ -116,6 +116,20 @@ def test_a_second_start_reads_the_tables(
         module(source, tiny("smollm2"), max_length=100)
 
 
+def test_rows_left_out_are_said_at_every_start(
+    tmp_path: Path, tiny: TinyCheckpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_csv(tmp_path / "rows.csv")
+    kept = len(module(source, tiny("smollm2"), max_length=120).rows["train"])
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            everything = len(module(source, tiny("smollm2")).rows["train"])
+            module(source, tiny("smollm2"), max_length=120)
+        assert kept < everything and f"train: {kept} of {everything} rows" in caplog.text
+        assert f"train: {everything} rows" in caplog.text
+
+
 def test_changed_data_is_tokenised_anew(tmp_path: Path, tiny: TinyCheckpoint) -> None:
     source = write_csv(tmp_path / "rows.csv")
     first = module(source, tiny("smollm2"))

@@ -3,7 +3,6 @@
 import codecs
 import csv
 import gzip
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,35 +16,8 @@ from app.data.encoding import survey
 from app.data.ingest import MAX_ROW, Unreadable
 from app.data.jsonlines import parse_row
 from app.data.sources import open_source
-from app.errors import AppError, ConfigError, DataError
-
-ROWS = [(f"Frage {n}: was heißt “größer”?", f"Antwort {n}; schöner – länger, „als“ üblich.") for n in range(30)]
-
-
-def read(path: Path, **options: Any) -> list[tuple[int, Any]]:
-    """(line, fields or Unreadable) of a file."""
-    merged = {"columns": None, "shape": None, "encoding": None, "delimiter": None, **options}
-    rows: list[tuple[int, Any]] = []
-    for source in open_source(str(path), 0, **merged):
-        for batch in source.batches():
-            for line, row in batch.rows:
-                if isinstance(row, list):
-                    assert batch.header is not None
-                    row = dict(zip(batch.header, row, strict=True))
-                rows.append((line, parse_row(row) if isinstance(row, str) else row))
-    return rows
-
-
-def as_csv(delimiter: str = ",", end: str = "\n", quoting: int = csv.QUOTE_MINIMAL, **options: Any) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting, **options)
-    writer.writerow(["question", "answer"])
-    writer.writerows(ROWS)
-    return out.getvalue()
-
-
-def pairs(rows: list[tuple[int, Any]]) -> list[tuple[str, str]]:
-    return [(fields["question"], fields["answer"]) for _, fields in rows]
+from app.errors import AppError
+from support.reading import ROWS, as_csv, pairs, read
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "^", "~"])
@@ -64,11 +36,10 @@ def test_any_delimiter_and_line_end(tmp_path: Path, delimiter: str, end: str) ->
         {"doublequote": False, "escapechar": "\\", "quoting": csv.QUOTE_ALL},
     ],
 )
-def test_any_quoting(tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_quoting(tmp_path: Path, options: dict[str, Any]) -> None:
     spoken = [(f'He said "no {n}", twice', f"It's \"fine\", isn't it? {n}") for n in range(20)]
-    monkeypatch.setattr(f"{__name__}.ROWS", spoken)
     path = tmp_path / "rows.csv"
-    path.write_text(as_csv(**options))
+    path.write_text(as_csv(rows=spoken, **options))
     assert pairs(read(path)) == spoken
 
 
@@ -136,23 +107,6 @@ def test_a_damaged_archive_keeps_the_rows_before_the_damage(tmp_path: Path, pack
     assert good == [json.loads(line) for line in lines[: len(good)]] and len(good) > 5000
     assert rows[-1][1].kind in ("broken-file", "broken-json")
     assert any(isinstance(row, Unreadable) and row.kind == "broken-file" for _, row in rows)
-
-
-def test_formats_agree_and_wrong_names_do_not_matter(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    records = [{"question": q, "answer": a} for q, a in ROWS]
-    (tmp_path / "a.csv").write_text("".join(json.dumps(r) + "\n" for r in records))
-    (tmp_path / "b.csv").write_text(json.dumps(records, indent=2))
-    (tmp_path / "c.jsonl").write_text(json.dumps({"version": 1, "data": records}))
-    (tmp_path / "d.json").write_text(json.dumps({"data": records}, indent=1))
-    (tmp_path / "e.txt").write_text(as_csv(";"))
-    (tmp_path / "f.json").write_text(as_csv("\t"))
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "g.csv")
-    for path in sorted(tmp_path.iterdir()):
-        if path.name != "e.txt":
-            assert pairs(read(path)) == ROWS, path.name
 
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
@@ -256,38 +210,6 @@ def test_a_hundred_megabyte_line_is_rejected_in_little_memory(tmp_path: Path) ->
     assert [type(row).__name__ for _, row in rows] == ["dict", "Unreadable", "dict"]
     assert rows[1][1].kind == "too-large" and rows[2][0] == 3
     assert peak < 120_000_000
-
-
-@pytest.mark.parametrize("make", ["missing", "empty", "blank", "loop", "folder", "device", "nul-name"])
-def test_what_is_no_file_is_a_clear_error(tmp_path: Path, make: str) -> None:
-    path = tmp_path / "rows.csv"
-    if make == "empty":
-        path.touch()
-    elif make == "blank":
-        path.write_text("\n \n")
-    elif make == "loop":
-        path.symlink_to(path)
-    elif make == "folder":
-        path.mkdir()
-    elif make == "device":
-        path = Path("/dev/null")
-    elif make == "nul-name":
-        path = Path("a\0b.csv")
-    with pytest.raises(AppError) as fault:
-        read(path)
-    assert fault.value.remedy
-
-
-def test_columns_that_are_not_there_are_an_error_that_lists_those_that_are(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("colour,size\nred,1\n")
-    with pytest.raises(DataError, match="'colour', 'size'"):
-        read(path)
-    with pytest.raises(ConfigError, match="no column 'Frage'"):
-        read(path, columns={"question": "Frage", "answer": "size"})
-    with pytest.raises(ConfigError, match="role"):
-        read(path, columns={"qestion": "colour"})
-    assert read(path, columns={"question": "colour", "answer": "size"})[0][1] == {"colour": "red", "size": "1"}
 
 
 cells = st.text(

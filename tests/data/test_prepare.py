@@ -236,3 +236,17 @@ def test_a_hub_id_carries_config_split_and_revision(monkeypatch: pytest.MonkeyPa
     value = prepare(["org/name?config=main&split=test&revision=abc", "org/plain"], None).value
     assert asked == [("org/name", "main", "test", "abc"), ("org/plain", None, "train", None)]
     assert value["counts"] == {"rows_in": 60, "rows_kept": 30, "rows_rejected": 30}
+
+
+def test_what_prepare_wrote_is_checked_as_a_whole(tmp_path: Path) -> None:
+    """A folder with splits made elsewhere: copies between them are found. An empty split is no fault of the folder."""
+    rows = numbered(300)
+    prepare([str(write_csv(tmp_path / "a.csv", rows))], tmp_path / "out", val_fraction=0)
+    assert (tmp_path / "out" / "val.jsonl").stat().st_size == 0
+    value = prepare([str(tmp_path / "out")], None).value
+    assert value["counts"] == {"rows_in": 300, "rows_kept": 300, "rows_rejected": 0} and value["fit"]
+    test = (tmp_path / "out" / "test.jsonl").read_text("utf-8")
+    with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as train:
+        train.write(test)
+    value = prepare([str(tmp_path / "out")], None).value
+    assert finding(value, "duplicate")["rows_found"] == test.count("\n") > 0 and not value["fit"]

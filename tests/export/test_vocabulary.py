@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerFast
 
+from app.data.render import render
+from app.data.tokenize import GOLDEN_MESSAGES
 from app.errors import ModelError
 from app.export.check import check_tokenizer
 from app.export.gguf_file import write_gguf
@@ -15,7 +18,7 @@ from app.export.scorers import TransformersScorer
 from app.export.strings import nasty_strings
 from app.export.target import publish
 from app.export.tuned import TunedModel, open_tuned
-from app.export.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, read_vocabulary
+from app.export.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, chat_template, read_vocabulary
 from app.families import Family, get_family
 from app.generate.session import Session
 from conftest import TinyCheckpoint
@@ -38,6 +41,15 @@ def differing(tuned: TunedModel, folder: Path) -> list[str]:
 
 def test_the_families_tokenizers(family: Family, make_run: MakeRun, tiny: TinyCheckpoint, tmp_path: Path) -> None:
     assert differing(open_tuned(make_run(tiny(family.name), family.name)), tmp_path) == []
+
+
+def test_the_files_template_is_the_renderers_in_any_engine(family: Family) -> None:
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(chat_template(family))
+    for length in (1, 2, 4):
+        turns = GOLDEN_MESSAGES[:length] if length > 1 else GOLDEN_MESSAGES[1:2]
+        messages = [{"role": message.role, "content": message.content} for message in turns]
+        expected = render(turns, family.chat, answer_next=True).text
+        assert jinja.render(messages=messages, add_generation_prompt=True) == expected
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from app.data.records import Message
 from app.errors import AppError, ConfigError, DataError
 from app.generate.dialogue import Dialogue
 from app.generate.engine import Engine
-from app.generate.request import Answer, Chunk
+from app.generate.request import Answer, Chunk, Request
 from app.generate.sampling import Sampling
 from app.generate.session import Session
 
@@ -122,7 +122,7 @@ class Terminal:
         """Answers once under each of ``sides`` (contexts that switch the adapter), showing text as it comes."""
         texts = [""] * len(sides)
         answers: list[Answer] = []
-        status = ""
+        statuses: list[str] = []
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             for place, side in enumerate(sides):
                 shown = 0.0
@@ -138,22 +138,22 @@ class Terminal:
                             # Laying out Markdown costs milliseconds: ten times a second is enough for the eye.
                             if time.perf_counter() - shown > 0.1:
                                 shown = time.perf_counter()
-                                live.update(_Tail(_layout(texts, titles), status), refresh=True)
+                                live.update(_Tail(_layout(texts, titles), self._status(request)), refresh=True)
                 answers.append(request.answer)
-                status = self._status(request.answer)
+                statuses.append(self._status(request))
                 if request.answer.finish_reason == "cancelled":
                     break
         self._console.print(_layout(texts, titles))
-        self._note(" | ".join(self._status(answer) for answer in answers))
+        self._note(" | ".join(statuses))
         return answers
 
-    def _status(self, answer: Answer) -> str:
-        tokens = len(answer.token_ids)
-        used = answer.prompt_tokens + tokens
-        ending = {"stop": "", "length": " · cut at max_tokens or the context's end", "cancelled": " · stopped"}
+    def _status(self, request: Request) -> str:
+        context = self._engine.context
+        ending = {"length": " · cut at max_tokens or the context's end", "cancelled": " · stopped"}
+        reason = request.answer.finish_reason if request.answer is not None else ""
         return (
-            f"{_count(tokens, 'token')} · {answer.tokens_per_second:.1f} tokens/s · context {used}/"
-            f"{self._engine.context} ({used / self._engine.context:.0%}){ending[answer.finish_reason]}"
+            f"{_count(request.written, 'token')} · {request.tokens_per_second:.1f} tokens/s · "
+            f"context {request.used}/{context} ({request.used / context:.0%}){ending.get(reason, '')}"
         )
 
     def _set_system(self, text: str) -> None:

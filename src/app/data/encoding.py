@@ -40,6 +40,9 @@ def survey(path: Path, *, encoding: str | None) -> TextFacts:
 
     A file with some broken bytes but more good multi-byte characters is UTF-8 with broken rows; one with single high
     bytes and no good multi-byte character is in a legacy code page.
+
+    Raises:
+        DataError: nothing of it can be read, or there is no encoding of the name given.
     """
     stream, raw = open_bytes(path)
     size = path.stat().st_size
@@ -51,8 +54,10 @@ def survey(path: Path, *, encoding: str | None) -> TextFacts:
         while True:
             try:
                 block = stream.read(_BLOCK)
-            except DAMAGED:
-                break
+            except DAMAGED as fault:
+                if not head:
+                    raise DataError(f"{path} is damaged: {fault}", remedy="fetch or compress it again") from fault
+                break  # `lines` says where
             if not block:
                 break
             if not head:

@@ -1,12 +1,16 @@
 """What the user named as input: files, folders, and Hugging Face data sets, as streams of batches."""
 
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from app.data.compression import open_bytes, unreadable
+from app.data.compression import DAMAGED, open_bytes, unreadable
 from app.data.encoding import TextFacts, survey
 from app.data.ingest import Batch, Format, Row, batches, format_of, lines
 from app.data.jsonlines import json_document, json_lines
@@ -58,6 +62,7 @@ class Source:
         rows: Iterator[tuple[int, Row, int]]
         if self.format == "csv":
             assert self.header is not None
+            numbered = islice(numbered, self.options["skip"], None)
             rows = records(numbered, self.options["dialect"], cells=len(self.header))
             next(rows, None)
         elif self.format == "json":
@@ -98,7 +103,7 @@ def open_source(
     if folder and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
         return _saved(path, number)
     if folder:
-        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_data(p)]
+        inside = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_data(p) and p.stat().st_size]
         if not inside:
             raise DataError(
                 f"{path} holds no data files", remedy=f"name a file, or a folder with {', '.join(_SUFFIXES)}"
@@ -162,7 +167,12 @@ def _file(
     header: tuple[str, ...] | None = None
     options: dict[str, Any] = {}
     if found == "csv":
-        dialect, header = sniff(facts.head, columns=columns, wanted=shape, delimiter=delimiter)
+        head = facts.head
+        said = re.match(r"sep=(.)\n", head)  # Excel's way of naming the delimiter
+        if said:
+            head, delimiter = head[said.end() :], delimiter or said[1]
+        options["skip"] = int(said is not None)
+        dialect, header = sniff(head, columns=columns, wanted=shape, delimiter=delimiter)
         _require_shape(header, path, columns=columns, shape=shape)
         options["dialect"] = dialect
         notes.append(dialect.describe())
@@ -196,12 +206,11 @@ def _parquet(
     path: Path, number: int, *, name: str, columns: Mapping[str, str] | None, shape: ShapeName | None
 ) -> Source:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = _parquet_file(path)
         names = tuple(file.schema_arrow.names)
-    except (pa.ArrowException, OSError) as fault:
+    except (pa.ArrowException, *DAMAGED) as fault:
         raise DataError(f"{path} is a damaged Parquet file: {fault}", remedy="write it again") from fault
     _require_shape(names, path, columns=columns, shape=shape)
     return Source(
@@ -210,19 +219,31 @@ def _parquet(
     )  # fmt: skip
 
 
+def _parquet_file(path: Path) -> Any:
+    """The opened file; one compressed as a whole is unpacked to disk first, for Parquet is read from its end."""
+    import pyarrow.parquet as pq
+
+    stream, raw = open_bytes(path)
+    with raw, stream:
+        if stream is raw:
+            return pq.ParquetFile(path)
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the ParquetFile that reads it
+        shutil.copyfileobj(stream, unpacked)
+    return pq.ParquetFile(unpacked)
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row, int]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        file = pq.ParquetFile(path)
+        file = _parquet_file(path)
         size, count = path.stat().st_size, max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row, size * number // count
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
+    except (pa.ArrowException, UnicodeDecodeError, *DAMAGED) as fault:
         raise DataError(f"{path} is a damaged Parquet file: {fault}", remedy="write it again") from fault
 
 

@@ -115,8 +115,18 @@ def tokenized(
         write_table(path, rows)
         table, found = TokenTable(path), ""
     tokens = int(table.lengths.sum())
-    log.info(f"{split}: {len(table)} rows, {tokens} tokens, {table.trained_tokens} of them trained{found}")
+    samples = _samples(folder, split)
+    rows_left = f"{len(table)} rows" if len(table) == samples else f"{len(table)} of {samples} rows"
+    log.info(f"{split}: {rows_left}, {tokens} tokens, {table.trained_tokens} of them trained{found}")
     return table
+
+
+def _samples(folder: Path, split: str) -> int:
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        return 0
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def _encoded(

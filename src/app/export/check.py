@@ -7,7 +7,6 @@
   offset, scale or head breaks them by orders of magnitude (top-1 0.34 and 0.0 for the first two, measured).
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,6 @@ class Verdict:
         bounds: what was asked.
         run, twin: the distances; ``twin`` is None where its weights did not fit into memory.
         tokenizer: the strings' result.
-        sha256: of the file; empty for a folder.
     """
 
     name: str
@@ -96,7 +94,6 @@ class Verdict:
     run: Distance
     twin: Distance | None
     tokenizer: TokenizerCheck
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +148,6 @@ def judge(
     *,
     name: str,
     kind: str,
-    sha256: str = "",
     advance: Callable[[], None],
 ) -> Verdict:
     """Compares an exported model with the references."""
@@ -184,7 +180,6 @@ def judge(
         run=run,
         twin=twin,
         tokenizer=tokenizer,
-        sha256=sha256,
     )
 
 
@@ -212,8 +207,3 @@ def check_tokenizer(scorer: Scorer, tuned: TunedModel) -> TokenizerCheck:
         if got != expected or scorer.decode(got).lstrip(" ") != back.lstrip(" "):
             differing.append(text)
     return TokenizerCheck(strings=len(strings), differing=differing)
-
-
-def as_json(value: Any) -> Any:
-    """The dataclass as plain values for a JSON report."""
-    return dataclasses.asdict(value)

@@ -9,7 +9,16 @@ from pathlib import Path
 from app.export.adapter import Adapter
 from app.export.check import References, Verdict, gather_references, judge
 from app.export.equivalence import Sample, Scorer
-from app.export.gguf_file import DIRECT, Direct, check_quants, file_name, gguf_bytes, is_current, write_gguf
+from app.export.gguf_file import (
+    DIRECT,
+    Direct,
+    check_quants,
+    file_name,
+    gguf_bytes,
+    is_current,
+    weight_bytes,
+    write_gguf,
+)
 from app.export.lora_gguf import lora_tensors, write_lora_gguf
 from app.export.merged import OVERHEAD, merged_bytes, pick_type, write_merged
 from app.export.ollama import modelfile
@@ -168,7 +177,7 @@ def export_lora_gguf(
         if check:
             bare = dataclasses.replace(tuned, adapter=Adapter(updates={}, replaced={}, config=tuned.adapter.config))
             base = folder / f".{target.name}.base"
-            advance = bars("base for the check", gguf_bytes(tuned, "f16"))
+            advance = bars("base for the check", weight_bytes(tuned, "f16"))
             try:
                 file = write_gguf(bare, base, quant="f16", advance=advance)
                 verdicts.append(check.judge_gguf(file, target.name, "f16", adapter=partial_path(target)))
@@ -250,7 +259,7 @@ def _written(
 
 def _write(tuned: TunedModel, target: Path, quant: str, bars: Bars) -> Path:
     direct: Direct = next(kind for kind in DIRECT if kind == quant)
-    return write_gguf(tuned, target, quant=direct, advance=bars(f"writing {quant}", gguf_bytes(tuned, quant)))
+    return write_gguf(tuned, target, quant=direct, advance=bars(f"writing {quant}", weight_bytes(tuned, quant)))
 
 
 def _gguf_room(tuned: TunedModel, folder: Path, quants: Sequence[str]) -> None:

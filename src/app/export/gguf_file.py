@@ -87,9 +87,14 @@ def write_gguf(tuned: TunedModel, target: Path, *, quant: Direct, advance: Advan
     )
 
 
+def weight_bytes(tuned: TunedModel, quant: str) -> int:
+    """Bytes of the matrices in the file; other types than the direct ones are counted as 8 bits."""
+    return int(tuned.parameters * BITS.get(quant, 8.5) / 8)
+
+
 def gguf_bytes(tuned: TunedModel, quant: str) -> int:
-    """About how large the file will be; other types than the direct ones are counted as 8 bits."""
-    return int(tuned.parameters * BITS.get(quant, 8.5) / 8) + (64 << 20)
+    """At most how large the file will be: with vocabulary and float32 vectors."""
+    return weight_bytes(tuned, quant) + (64 << 20)
 
 
 def is_current(tuned: TunedModel, target: Path) -> bool:

@@ -99,6 +99,17 @@ class Request:
         return len(self.tokens) - self._prompt
 
     @property
+    def used(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.tokens)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first; 0 while there are none."""
+        later = self._last - self._first
+        return (self.written - 1) / later if later > 0 else 0.0
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 
@@ -158,7 +169,6 @@ class Request:
         # The held-back end may itself hold a stop string that only became certain with the last bytes.
         if self._detokenizer.stopped:
             reason = "stop"
-        later = self._last - self._first
         self.answer = Answer(
             text=self._detokenizer.text,
             token_ids=tuple(self.tokens[self._prompt :]),
@@ -166,7 +176,7 @@ class Request:
             prompt_tokens=self._prompt,
             seed=self.seed,
             time_to_first=self._first - self._submitted if self._first else 0.0,
-            tokens_per_second=(self.written - 1) / later if later > 0 else 0.0,
+            tokens_per_second=self.tokens_per_second,
             drafts=(self.drafts[0], self.drafts[1]),
             logprobs=tuple(self._logprobs) if self.sampling.logprobs is not None else None,
         )
