@@ -154,7 +154,7 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
 
     graph = StepGraph(loss, parameters)
     plans = fit_to_budget(
-        acceleration, parameters, rows=ids.shape[0], length=args.length, budget=args.budget[ids.shape[0]] * 2**20,
+        acceleration, rows=ids.shape[0], length=args.length, budget=args.budget[ids.shape[0]] * 2**20,
         state_bytes=sum(8 * p.numel() for p in parameters), device=ids.device,
         offload=not args.no_offload,
     )  # fmt: skip

@@ -32,8 +32,8 @@ class ActivationStore:
     """Saves and gives back the intermediate results of all layers as the plan says.
 
     Copies run on a stream of their own. A tensor on its way to the CPU is held until its copy is done; a layer's
-    tensors are fetched while the layer above it computes its gradients. Pinned buffers are made once and reused, which
-    also lets a CUDA graph record the copies.
+    tensors are fetched while the layer above it computes its gradients. Pinned buffers are reused by all steps that are
+    not larger, so that a CUDA graph's copies go on pointing at memory that is theirs.
 
     Args:
         plans: one per layer.
@@ -47,7 +47,8 @@ class ActivationStore:
         self.plans = plans
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._kept: dict[Key, tuple[torch.Tensor, ...]] = {}
-        self._pinned: dict[Key, tuple[torch.Tensor, ...]] = {}
+        self._pinned: dict[Key, torch.Tensor] = {}
+        self._out: dict[Key, list[torch.Tensor]] = {}
         self._outgoing: deque[tuple[int, torch.cuda.Event, tuple[torch.Tensor, ...]]] = deque()
         self._incoming: dict[Key, tuple[torch.cuda.Event, tuple[torch.Tensor, ...]]] = {}
 
@@ -70,21 +71,28 @@ class ActivationStore:
             self._kept[layer, name] = tensors
             return
         assert self._stream is not None
-        if (layer, name) not in self._pinned or any(
-            buffer.shape != tensor.shape for buffer, tensor in zip(self._pinned[layer, name], tensors, strict=True)
-        ):
-            self._pinned[layer, name] = tuple(
-                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors
-            )
+        self._out[layer, name] = self._buffers((layer, name), tensors)
         self._stream.wait_stream(torch.cuda.current_stream())
         event = torch.cuda.Event()
         with torch.cuda.stream(self._stream):
-            for buffer, tensor in zip(self._pinned[layer, name], tensors, strict=True):
+            for buffer, tensor in zip(self._out[layer, name], tensors, strict=True):
                 buffer.copy_(tensor, non_blocking=True)
             event.record()
         self._outgoing.append((layer, event, tensors))
         while self._outgoing[0][0] <= layer - self.IN_FLIGHT:
             self._release_oldest()
+
+    def _buffers(self, key: Key, tensors: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Pinned memory of the tensors' shapes and types, cut from this key's own."""
+        needed = sum(_padded(tensor.nbytes) for tensor in tensors)
+        if key not in self._pinned or self._pinned[key].numel() < needed:
+            self._pinned[key] = torch.empty(needed, dtype=torch.uint8, pin_memory=True)
+        start, buffers = 0, []
+        for tensor in tensors:
+            part = self._pinned[key][start : start + tensor.nbytes]
+            buffers.append(part.view(tensor.dtype).view(tensor.shape))
+            start += _padded(tensor.nbytes)
+        return buffers
 
     def prefetch(self, layer: int) -> None:
         """Starts copying back what is out of a layer's tensors."""
@@ -99,11 +107,11 @@ class ActivationStore:
         if key in self._incoming:
             return
         assert self._stream is not None
-        tensors = tuple(torch.empty_like(buffer, device=self._stream.device) for buffer in self._pinned[key])
+        tensors = tuple(torch.empty_like(buffer, device=self._stream.device) for buffer in self._out[key])
         self._stream.wait_stream(torch.cuda.current_stream())
         event = torch.cuda.Event()
         with torch.cuda.stream(self._stream):
-            for buffer, tensor in zip(self._pinned[key], tensors, strict=True):
+            for buffer, tensor in zip(self._out[key], tensors, strict=True):
                 tensor.copy_(buffer, non_blocking=True)
             event.record()
         self._incoming[key] = event, tensors
@@ -126,3 +134,8 @@ class ActivationStore:
         """Computing waits until the oldest outgoing copy is done; then its tensor's memory may be used again."""
         _, event, _ = self._outgoing.popleft()
         torch.cuda.current_stream().wait_event(event)
+
+
+def _padded(size: int) -> int:
+    """Up to the next multiple of 256 bytes, at which every type is aligned."""
+    return -(-size // 256) * 256

@@ -95,16 +95,16 @@ class FastStep:
         return self._graph(inputs) * self._divisor, batch["trained"][:, 1:].sum()
 
     def _plan(self, rows: int, length: int) -> None:
+        # A graph of smaller shapes gives its memory back before what is in use is counted.
+        self._graph = StepGraph(self._loss, self._parameters)
         plans = fit_to_budget(
             self._acceleration,
-            self._parameters,
             rows=rows,
             length=length,
             budget=self._budget or torch.cuda.mem_get_info(self._device)[1] - DESKTOP,
             state_bytes=self._state_bytes,
             device=self._device,
         )
-        self._graph = StepGraph(self._loss, self._parameters)
         self._planned = rows, length
         precision = "FP8" if self._acceleration.fp8 else "bf16"
         log.info("%s kernels, %d x %d tokens, %s", precision, rows, length, describe_plans(plans))
