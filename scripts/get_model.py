@@ -113,8 +113,6 @@ def from_package(folder: Path) -> str:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Writes a GGUF model as transformers' own format in bfloat16; takes about 20 s for 135M parameters."""
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -197,6 +195,8 @@ def main() -> int:
         help="folder that will hold the model (default: %(default)s)",
     )
     output: Path = parser.parse_args().output
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     try:
         got = get_model(output)
     except AppError as fault:

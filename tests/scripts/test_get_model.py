@@ -168,6 +168,7 @@ def test_the_hub_s_model_arrives_whole_and_a_second_run_asks_nobody(hub: Hub, ma
     second = machine.run()
     assert (second.returncode, len(hub.asked)) == (0, asked)
     assert "already" in second.stdout
+    assert first.stderr == "", "a progress bar where there is no terminal"
     assert machine.left_over() == ["SmolLM2"]
 
 
