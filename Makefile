@@ -8,6 +8,9 @@ PIP := $(PY) -m pip --disable-pip-version-check
 LOG := $(VENV)/install.log
 MODEL := models/SmolLM2-135M-Instruct
 
+# Torch's CUDA build brings its own Triton; beside the CPU build this one runs the kernels in its interpreter.
+TRITON := triton==3.6.0
+
 # Tests run in two processes of one thread each: on two cores as fast as it goes, and no slower on more.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -q
@@ -69,6 +72,8 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "installing the tests' packages into $(VENV)"
 	@$(PIP) install -r requirements-dev.txt >$(LOG) 2>&1 || \
 		{ grep -v '^WARNING' $(LOG) | tail -20; echo "error: the installation failed; all of it: $(LOG)"; exit 2; }
+	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON) >>$(LOG) 2>&1 || \
+		echo "Triton cannot be installed here: the kernels' own tests are left out, their references are tested"
 	@touch $@
 
 $(MODEL)/config.json: | $(VENV)/.installed
