@@ -15,8 +15,13 @@ TRITON := triton==3.6.0
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) -q
 
+# The library alone, for any x86-64 or Arm processor: no tools, no server, no multimodal parts.
+LLAMA := llama-cpp-python==0.3.36
+LLAMA_BUILD := -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=OFF
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test fast slow check lint format types lock clean
+.PHONY: help quickstart test fast slow llama check lint format types lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
@@ -31,6 +36,11 @@ fast: $(VENV)/.installed-dev $(MODEL)/config.json  ## tests that take seconds
 
 slow: $(VENV)/.installed-dev $(MODEL)/config.json  ## tests that train, generate or convert
 	$(PYTEST) -m slow
+
+llama: $(VENV)/.installed-dev  ## llama.cpp, with which export checks GGUF files (compiles some minutes; its tests are left out without)
+	@$(PY) -c 'import llama_cpp' 2>/dev/null || { echo "compiling $(LLAMA) ($(LOG))" && \
+		CMAKE_ARGS="$(LLAMA_BUILD)" $(PIP) install $(LLAMA) >>$(LOG) 2>&1; } || \
+		{ tail -20 $(LOG); echo "error: llama.cpp could not be built; all of it: $(LOG)"; exit 2; }
 
 check: lint types test  ## all that CI runs
 
