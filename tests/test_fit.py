@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -239,8 +240,14 @@ def test_without_a_validation_split_the_adapter_follows_the_last_step(
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_from_its_last_checkpoint(finished: tuple[RunDirectory, list[str]], tmp_path: Path) -> None:
-    """kill -9 in the middle of it, then ``--ckpt_path last``: the same weights as the run that was left alone."""
+@pytest.mark.parametrize(
+    ("kill", "status", "exit_status"),
+    [(signal.SIGKILL, "running", -signal.SIGKILL), (signal.SIGTERM, "stopped", 128 + signal.SIGTERM)],
+)
+def test_killed_run_goes_on_from_its_last_checkpoint(
+    finished: tuple[RunDirectory, list[str]], tmp_path: Path, kill: signal.Signals, status: str, exit_status: int
+) -> None:
+    """Ended in the middle of it, then ``--ckpt_path last``: the same weights as the run that was left alone."""
     whole, options = finished
     run = RunDirectory(tmp_path / "run")
     command = [sys.executable, "-m", "app", "fit"]
@@ -249,9 +256,9 @@ def test_killed_run_goes_on_from_its_last_checkpoint(finished: tuple[RunDirector
     while process.poll() is None and len(list(run.checkpoints.glob("step-*.ckpt"))) < 3:
         time.sleep(0.05)
     assert process.poll() is None, "it ended before it could be killed"
-    process.kill()
-    process.wait()
-    assert run.read_manifest().status == "running"
+    process.send_signal(kill)
+    assert process.wait() == exit_status
+    assert run.read_manifest().status == status
     subprocess.run([*command, "--ckpt_path", "last"], check=True, stderr=subprocess.DEVNULL)
     assert run.read_manifest().status == "finished"
     wanted = load_file(whole.adapter_last / "adapter_model.safetensors")

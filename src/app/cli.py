@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -163,6 +164,9 @@ def main(argv: Sequence[str]) -> int:
     except MisconfigurationException as fault:
         print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
         return 2
+    if cli.trainer.received_sigterm:
+        print("stopped; --ckpt_path last goes on from the last whole step", file=sys.stderr)
+        return 128 + signal.SIGTERM
     if cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:
