@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from app.artifact import RunDirectory
 from app.callbacks.checkpoints import Checkpoints, find_checkpoint
@@ -161,12 +162,12 @@ def main(argv: Sequence[str]) -> int:
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
+    except SIGTERMException:  # a SystemExit that Lightning raises without a status
+        print("stopped; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except MisconfigurationException as fault:
         print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
         return 2
-    if cli.trainer.received_sigterm:
-        print("stopped; --ckpt_path last goes on from the last whole step", file=sys.stderr)
-        return 128 + signal.SIGTERM
     if cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:
