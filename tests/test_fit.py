@@ -253,8 +253,8 @@ def test_killed_run_goes_on_from_its_last_checkpoint(
     command = [sys.executable, "-m", "app", "fit"]
     command += [str(run.path) if value == str(whole.path) else value for value in options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(run.checkpoints.glob("step-*.ckpt"))) < 3:
-        time.sleep(0.05)
+    while process.poll() is None and len(list(run.checkpoints.glob("step-*.ckpt"))) < 2:
+        time.sleep(0.005)
     assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(kill)
     assert process.wait() == exit_status
