@@ -1,6 +1,6 @@
 """Rows a second and peak memory of `prepare`, beside `datasets` + pandas doing the equivalent checks.
 
-    python scripts/bench/prepare.py --rows 2000000 --folder /tmp/bench
+    python scripts/bench/prepare.py --rows 2000000 --folder build/bench-prepare
 
 Makes a CSV of about 500 bytes a row (2 million rows: 1 GB) with 1 % copies, 1 % near-copies, 1 % empty answers and
 0.1 % card numbers, and measures each system in a process of its own: wall time, CPU time, and the peak of the memory
@@ -116,7 +116,7 @@ def measure(command: list[str], *, log: Path) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/bench-prepare"))
+    parser.add_argument("--folder", type=Path, default=Path("build/bench-prepare"))
     parser.add_argument("--only", choices=["prepare", "pandas", "pandas+minhash"], default=None)
     options = parser.parse_args()
     folder: Path = options.folder
