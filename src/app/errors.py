@@ -61,6 +61,12 @@ def several(title: str, faults: Iterable[str], *, limit: int = 20) -> str:
     return "\n".join(shown)
 
 
+def first_line(fault: BaseException) -> str:
+    """What a library's exception says first; its kind where it says nothing."""
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else type(fault).__name__
+
+
 def require_ranges(section: str, ranges: Mapping[str, tuple[float, float, float]]) -> None:
     """Refuses options out of range, all of them at once.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import ModelError
+from app.errors import ModelError, first_line
 
 
 def is_local(checkpoint: str) -> bool:
@@ -51,12 +51,12 @@ def checkpoint_faults(checkpoint: str, *, where: str = "model.base") -> Iterator
     except (OSError, ValueError) as fault:
         if is_local(checkpoint):
             raise ModelError(
-                f"{checkpoint} cannot be loaded: {_first_line(fault)}",
+                f"{checkpoint} cannot be loaded: {first_line(fault)}",
                 where=where,
                 remedy="the folder must hold config.json, *.safetensors and a tokenizer, as save_pretrained writes",
             ) from fault
         raise ModelError(
-            f"{checkpoint} is not in the local cache and the hub could not deliver it: {_first_line(fault)}",
+            f"{checkpoint} is not in the local cache and the hub could not deliver it: {first_line(fault)}",
             where=where,
             remedy=f"check the connection (HF_ENDPOINT, HF_HUB_OFFLINE), or give a local folder; then {again}",
         ) from fault
@@ -72,8 +72,3 @@ def _require_hub_or_cache(checkpoint: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as fault:  # which HTTP library raises what depends on the hub client's version
         raise ConnectionError(str(fault)) from fault
-
-
-def _first_line(fault: BaseException) -> str:
-    text = str(fault).strip()
-    return text.splitlines()[0] if text else type(fault).__name__

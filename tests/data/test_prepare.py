@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.data.prepare import load_splits, prepare
+from app.data.prepare import prepare, prepare_for_training
 from app.data.records import read_prepared
 from app.errors import DataError
 from support.samples import SPLITS, numbered, rejected, sentence, where, write_csv
@@ -148,15 +148,17 @@ def test_too_long_rows_are_dropped_shortened_or_an_error(tmp_path: Path) -> None
     assert not (tmp_path / "no").exists()
 
 
-def test_load_splits_is_what_the_command_writes(tmp_path: Path) -> None:
+def test_fit_prepares_what_the_command_writes(tmp_path: Path) -> None:
     path = str(write_csv(tmp_path / "a.csv", numbered(60)))
     prepare([path], tmp_path / "out")
-    splits = load_splits(path)
+    options = {"seed": 42, "val_fraction": 0.05, "test_fraction": 0.05, "columns": None}
+    prepare_for_training(path, tmp_path / "fit", **options)
+    splits = {split: list(read_prepared(tmp_path / "fit" / f"{split}.jsonl")) for split in SPLITS}
     assert splits == {split: list(read_prepared(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS}
     bad = tmp_path / "bad.csv"
     bad.write_text("question,answer\na,\nb,\n")
     with pytest.raises(DataError, match="2 rows: an empty answer"):
-        load_splits(str(bad))
+        prepare_for_training(str(bad), tmp_path / "bad", **options)
 
 
 def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.artifact import RunDirectory
-from app.errors import RunError, require_ranges
+from app.errors import RunError, first_line, require_ranges
 
 STEP_FILES = "step-*.ckpt"
 
@@ -140,7 +140,7 @@ def find_checkpoint(run: RunDirectory, name: str) -> Path:
         torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except Exception as fault:  # torch raises half a dozen kinds for a damaged archive
         raise RunError(
-            f"the checkpoint {path} is damaged: {str(fault).splitlines()[0]}",
+            f"the checkpoint {path} is damaged: {first_line(fault)}",
             where="--ckpt_path",
             remedy="use the one before it: --ckpt_path FILE",
         ) from fault

@@ -13,38 +13,14 @@ from app.data.kinds import KINDS
 from app.data.lengths import TooLong
 from app.data.output import replaced_folder
 from app.data.progress import Progress, no_progress
-from app.data.records import Conversation, read_prepared
 from app.data.report import Report, summarise
 from app.data.shapes import ShapeName
 from app.data.sources import Source, check_shape, open_source
-from app.data.split import SPLITS
 from app.data.spool import PARALLEL_FROM, Spool, examined
 from app.errors import AppError, ConfigError, DataError, several
 
 MOST_WORKERS = 8
 """Each takes about 120 MB; reading, in one process, feeds no more."""
-
-
-def load_splits(
-    source: str,
-    *,
-    seed: int = 42,
-    val_fraction: float = 0.05,
-    test_fraction: float = 0.05,
-    columns: Mapping[str, str] | None = None,
-) -> dict[str, list[Conversation]]:
-    """The conversations of a raw file, folder or hub data set, per split: what `prepare` would write, in memory.
-
-    Raises:
-        DataError: it cannot be read, or no row of it can be trained on.
-        ConfigError: an option is wrong.
-    """
-    with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
-        output = Path(folder) / "data"
-        prepare_for_training(
-            source, output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns
-        )
-        return {split: list(read_prepared(output / f"{split}.jsonl")) for split in SPLITS}
 
 
 def prepare_for_training(

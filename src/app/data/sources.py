@@ -16,7 +16,7 @@ from app.data.ingest import Batch, Format, Row, batches, format_of, lines
 from app.data.jsonlines import json_document, json_lines
 from app.data.shapes import SHAPES, ShapeName, find_shape
 from app.data.tabular import records, sniff
-from app.errors import ConfigError, DataError
+from app.errors import ConfigError, DataError, first_line
 
 _SUFFIXES = (".csv", ".tsv", ".tab", ".psv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".txt")
 _PACKED = (".gz", ".zst", ".zstd")
@@ -284,9 +284,8 @@ def _hub(given: str, number: int) -> list[Source]:
             name, options.get("config"), split=options.get("split", "train"), revision=options.get("revision")
         )
     except Exception as fault:
-        first = (str(fault).strip() or type(fault).__name__).splitlines()[0]
         raise DataError(
-            f"no file and no data set {name!r}: {first}",
+            f"no file and no data set {name!r}: {first_line(fault)}",
             where="INPUT",
             remedy="correct the path or the hub id; a data set with several configs needs ?config=NAME",
         ) from fault

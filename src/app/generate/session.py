@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.artifact import Manifest, RunDirectory
 from app.data.tokenize import check_golden, load_tokenizer
-from app.errors import RunError
+from app.errors import RunError, first_line
 from app.families import Family, get_family
 from app.model.load import Device, Quantization, load_base, pick_device, pick_dtype
 
@@ -83,7 +83,7 @@ def open_run(run: Path, *, device: Device = "auto") -> Session:
         tuned = PeftModel.from_pretrained(model, adapter, is_trainable=False)
     except (SafetensorError, ValueError, RuntimeError, OSError) as fault:
         raise RunError(
-            f"the adapter in {adapter} cannot be loaded: {str(fault).splitlines()[0]}",
+            f"the adapter in {adapter} cannot be loaded: {first_line(fault)}",
             where="--run",
             remedy="resume the run with `fit --ckpt_path last`, which writes the adapter again, or restore a copy",
         ) from fault

@@ -2,6 +2,8 @@
 
 import os
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import psutil
 import torch
@@ -41,11 +43,8 @@ def driver_memory(device: torch.device) -> int:
     """
     import pynvml
 
-    pynvml.nvmlInit()
-    # NVML numbers cards by PCI bus and ignores CUDA_VISIBLE_DEVICES: the card is found by its UUID.
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     try:
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(_nvml_handle(device))
     except pynvml.NVMLError:
         processes = []
     own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
@@ -53,3 +52,13 @@ def driver_memory(device: torch.device) -> int:
         return int(own[0])
     free, total = torch.cuda.mem_get_info(device)
     return total - free
+
+
+@cache
+def _nvml_handle(device: torch.device) -> Any:
+    """The driver's handle of the card, looked up once: memory is read at every micro-batch."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    # NVML numbers cards by PCI bus and ignores CUDA_VISIBLE_DEVICES: the card is found by its UUID.
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
