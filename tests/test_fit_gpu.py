@@ -22,14 +22,24 @@ from support.fitting import arguments, fit, write_csv
 pytestmark = pytest.mark.gpu
 
 
-def test_whole_path_of_every_family(family: Family, tiny: TinyCheckpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kernels", "packing"), [("none", False), ("none", True), ("bf16", False), ("fp8", True)])
+def test_whole_path_of_every_family(
+    family: Family, tiny: TinyCheckpoint, tmp_path: Path, kernels: str, packing: bool
+) -> None:
     """Fit from the family's own config, resume, evaluate and answer on the GPU; the CPU measures the same."""
     name = "quickstart" if family.name == "smollm2" else family.name
     run = RunDirectory(tmp_path / "run")
     data = write_csv(tmp_path / "questions.csv")
     config = ROOT / "configs" / f"{name}.yaml"
     options = arguments(
-        tiny(family.name), data, run.path, config, trainer__limit_train_batches=6, trainer__accelerator="gpu"
+        tiny(family.name),
+        data,
+        run.path,
+        config,
+        trainer__limit_train_batches=6,
+        trainer__accelerator="gpu",
+        model__kernels=kernels,
+        data__packing=str(packing).lower(),
     )
     fit(*options)
     manifest = run.read_manifest()

@@ -14,6 +14,7 @@ from app.data.packing import best_fit_decreasing, efficiency
 from app.data.tokenize import Encoding
 from app.families import Family
 from app.model.module import Batch, summed_loss
+from app.model.varlen_attention import register_varlen_attention
 from conftest import TinyCheckpoint
 
 
@@ -109,10 +110,11 @@ def loss_and_gradients(model: torch.nn.Module, batches: list[Batch]) -> tuple[fl
     return total, count, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 def test_packed_and_unpacked_give_the_same_loss_and_gradients(
     family: Family, tiny: TinyCheckpoint, attention: str
 ) -> None:
+    register_varlen_attention()
     model = AutoModelForCausalLM.from_pretrained(tiny(family.name), attn_implementation=attention, dtype=torch.float64)
     model.train()
     model.get_output_embeddings().weight.requires_grad_(False)  # As in QLoRA; all other weights stand in for adapters.

@@ -23,6 +23,7 @@ from app.kernels.rms_norm import rms_norm, rms_norm_backward
 from app.kernels.triton_support import triton, use_triton
 from app.model.activation_store import ActivationStore, LayerPlan
 from app.model.fast_layer import FastLayer, Norm, Positions
+from app.model.varlen_attention import packed_documents, whole_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,6 +105,7 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        documents: Documents | None = None,
         **kwargs: Any,
     ) -> Any:
         """[B, T] token ids (or [B, T, D] embeddings) -> hidden states [B, T, D]; see transformers' own."""
@@ -119,12 +121,13 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
                 **kwargs,
+                **({} if documents is None else {"documents": documents}),
             )
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         rows, length = hidden.shape[:2]
-        positions = _positions(decoder, hidden, position_ids)
+        positions = _positions(decoder, hidden, position_ids, documents)
         flat = hidden.flatten(0, 1)
         store.begin()
         for layer in layers:
@@ -139,30 +142,12 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
     return Acceleration(layers=layers, store=store, fp8=fp8, undo=undo)
 
 
-def packed_documents(position_ids: Tensor, *, capacity: int | None = None) -> Documents:
-    """Documents of packed rows: one begins wherever a position is 0.
-
-    Args:
-        position_ids: [B, T].
-        capacity: bound on the number of documents; a fixed shape that needs no look at the values, for CUDA graphs.
-    """
-    flat = position_ids.flatten()
-    if capacity is None:
-        starts = torch.nonzero(flat == 0).flatten()
-    else:
-        places = torch.arange(flat.numel(), device=flat.device)
-        starts = torch.where(flat == 0, places, flat.numel()).sort().values[:capacity]
-    starts = functional.pad(starts, (0, 1), value=flat.numel()).int()
-    return Documents(starts=starts, longest=position_ids.shape[1])
-
-
-def _positions(decoder: Any, hidden: Tensor, position_ids: Tensor | None) -> Positions:
+def _positions(decoder: Any, hidden: Tensor, position_ids: Tensor | None, documents: Documents | None) -> Positions:
     rows, length = hidden.shape[:2]
     if position_ids is None:
         position_ids = torch.arange(length, device=hidden.device)[None]
-        starts = torch.arange(0, rows * length + 1, length, device=hidden.device, dtype=torch.int32)
-        documents = Documents(starts=starts, longest=length, rows=rows)
-    else:
+        documents = documents or whole_rows(rows, length, hidden.device)
+    elif documents is None:
         # During a graph's capture the values cannot be looked at; 64 documents to a row of 2,048 are 32 tokens each.
         capturing = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
         documents = packed_documents(position_ids, capacity=max(rows, rows * length // 32) if capturing else None)

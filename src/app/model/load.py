@@ -11,6 +11,7 @@ from app.errors import MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
 from app.model.nf4_cache import is_intact, nf4_folder, store
+from app.model.varlen_attention import register_varlen_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Quantization = Literal["nf4", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Attention = Literal["auto", "sdpa", "eager"]
+Attention = Literal["auto", "varlen", "sdpa", "eager"]
 
 
 def pick_device(device: Device, *, where: str = "--device") -> torch.device:
@@ -118,7 +119,8 @@ def load_base(
         revision: hub commit or tag.
         quantization: "nf4", or "none" for 16-bit weights.
         double_quant: quantise the block scales too (0.37 bit per weight less, section 3 of the paper).
-        attention: "auto" is SDPA on a GPU and eager on a CPU, where it was faster at short rows (2026-11).
+        attention: "auto" is varlen (`app.model.varlen_attention`) to train on a GPU in 16 bits, SDPA to generate there,
+            and eager on a CPU, where it was faster at short rows (2026-11).
         trainable: whether gradients will flow through it; turns off what trains wrongly (see below).
 
     Raises:
@@ -147,7 +149,9 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     if attention == "auto":
-        attention = "sdpa" if device.type == "cuda" else "eager"
+        attention = "eager" if device.type == "cpu" else "varlen" if trainable and dtype.itemsize == 2 else "sdpa"
+    if attention == "varlen":
+        register_varlen_attention()
     if not sys.stderr.isatty():
         disable_progress_bar()
     if stored is not None and is_intact(stored):

@@ -20,6 +20,8 @@ from app.model.fast_step import FastStep, parse_budget
 from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
+from app.model.varlen_attention import NAME as VARLEN
+from app.model.varlen_attention import packed_documents
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,11 +58,14 @@ def summed_loss(causal_lm: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Ten
     Returns:
         The sum (float32 scalar, differentiable) and the count (int64 scalar).
     """
+    positions = batch.get("position_ids")
+    packed = positions is not None and causal_lm.config._attn_implementation == VARLEN
     states = causal_lm.get_decoder()(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
-        position_ids=batch.get("position_ids"),
+        position_ids=positions,
         use_cache=False,
+        **({"documents": packed_documents(positions)} if packed else {}),
     ).last_hidden_state  # [B, T, D]
     next_trained = batch["trained"][:, 1:]  # [B, T-1]
     hidden = states[:, :-1][next_trained]  # [N, D]
@@ -81,7 +86,7 @@ class QLoRAModule(LightningModule):
         quantization: nf4 (4-bit), or none for 16-bit LoRA.
         double_quant: quantise NF4's block scales too; saves about 0.4 bit per weight.
         dtype: of the arithmetic; auto is bfloat16 where the processor has it.
-        attention: auto is SDPA on a GPU, eager on a CPU.
+        attention: auto is varlen on a GPU (torch's flash attention, packed rows without a mask), eager on a CPU.
         rank: LoRA's rank.
         alpha: LoRA's scale; the update is multiplied by alpha / rank.
         dropout: of LoRA's input; 0 is fastest.
