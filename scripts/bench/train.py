@@ -10,7 +10,6 @@ NVML (nvidia-smi) reads for the card at its highest during the training steps.
 
 import argparse
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -19,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +195,17 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run_apart(arguments: list[str], timeout: float) -> list[dict[str, Any]] | str:
-    """One system in its own process; text where it failed."""
+def run_apart(arguments: list[str], timeout: float, folders: Sequence[str] = ()) -> list[dict[str, Any]] | str:
+    """One system in its own process, with folders to import from before all others; text where it failed."""
     command = [sys.executable, __file__, "--one", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
         return f"took over {timeout:.0f} s"
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("RESULT "):
+            print(done.stdout[: -len(line) - 1], end="")  # a profile, if one was asked for
             return list(json.loads(line[7:]))
     print(done.stdout[-1500:], done.stderr[-3000:], file=sys.stderr)
     return "failed: " + (done.stderr.strip().splitlines() or ["no output"])[-1][:120]
@@ -225,6 +228,9 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     parser.add_argument("--keep-embeddings", action="store_true", help="leave the input embeddings on the GPU")
     parser.add_argument("--profile", type=int, default=0, help="rows of the profiler's table")
+    parser.add_argument(
+        "--unsloth-path", default="", help="folder with Unsloth, if it is not installed beside the rest"
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)
     parser.add_argument("--save", default="", help=argparse.SUPPRESS)
@@ -255,7 +261,8 @@ def run_all(args: argparse.Namespace) -> None:
             for group in groups:
                 extra = ["--systems", system, "--shapes", shape, "--batches", *map(str, group), *passed]
                 extra += ["--budgets", *(str(args.budgets[args.batches.index(batch)]) for batch in group)]
-                if importlib.util.find_spec(SYSTEMS[system]) is None:
+                folders = [args.unsloth_path] if system == "unsloth" and args.unsloth_path else []
+                if PathFinder.find_spec(SYSTEMS[system], [*folders, *sys.path]) is None:
                     outcome: list[dict[str, Any]] | str = f"{SYSTEMS[system]} is not installed"
                 else:
                     if system == "unsloth":
@@ -263,7 +270,7 @@ def run_all(args: argparse.Namespace) -> None:
                         # In a process of its own: this one must hold nothing of the GPU.
                         run_apart([f"--shapes={shape}", "--save", str(folder)], args.timeout)
                         extra += ["--checkpoint", str(folder)]
-                    outcome = run_apart(extra, args.timeout)
+                    outcome = run_apart(extra, args.timeout, folders)
                 if isinstance(outcome, str):
                     row = {"system": system, "shape": shape, "length": args.length, "skipped": outcome}
                     outcome = [row | {"batch": batch} for batch in group]
