@@ -89,6 +89,24 @@ class DataFingerprint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """What was changed to keep a run alive; a resume goes on with the last one.
+
+    Attributes:
+        step: optimizer steps done at the time.
+        cause, change: a line each, for people.
+        memory: the fields of `app.model.ladder.MemorySettings` from then on.
+        lr_scale: factor on the learning rate from then on.
+    """
+
+    step: int
+    cause: str
+    change: str
+    memory: Mapping[str, Any]
+    lr_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contract between `fit` and all later stages; ``manifest.json``.
 
@@ -104,6 +122,7 @@ class Manifest:
         git_commit: of the application's checkout, or None outside one.
         created: ISO 8601, UTC.
         result: what training measured (loss, tokens/s, peak memory …), filled in at the end.
+        adaptations: what was changed on the way, in order; empty for nearly every run.
         app_version, schema: of the writer.
     """
 
@@ -118,6 +137,7 @@ class Manifest:
     git_commit: str | None
     created: str
     result: Mapping[str, Any] = field(default_factory=dict)
+    adaptations: Sequence[Adaptation] = ()
     app_version: str
     schema: int = SCHEMA
 
@@ -178,6 +198,7 @@ class RunDirectory:
                 "base": BaseModel(**value["base"]),
                 "golden": GoldenEncoding(**value["golden"]),
                 "data": DataFingerprint(**value["data"]),
+                "adaptations": [Adaptation(**adaptation) for adaptation in value.get("adaptations", ())],
             }
             return Manifest(**{**value, **parts})
         except (ValueError, KeyError, TypeError) as fault:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -11,15 +12,16 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from app.artifact import BaseModel
+from app.artifact import Adaptation, BaseModel
 from app.errors import require_ranges
 from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.accelerate import Acceleration, Kernels, accelerate
-from app.model.fast_step import FastStep, parse_budget
+from app.model.fast_step import parse_budget
 from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
+from app.model.passes import Passes, enable_recomputation
 from app.model.varlen_attention import NAME as VARLEN
 from app.model.varlen_attention import packed_documents
 
@@ -104,6 +106,7 @@ class QLoRAModule(LightningModule):
             bf16 on a GPU and none on a CPU. Not yet the default: measured step by step on an H100, not over a run.
         memory_budget: GPU memory that training may take, such as 7150MiB; auto is nearly the whole card. Results that
             do not fit are copied to CPU memory or recomputed. For the fast kernels only.
+        shorten_to: tokens that rows may be cut to when memory runs out and nothing else helps; null is never.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class QLoRAModule(LightningModule):
         gradient_checkpointing: bool = True,
         kernels: Kernels = "none",
         memory_budget: str = "auto",
+        shorten_to: int | None = None,
     ) -> None:
         super().__init__()
         require_ranges(
@@ -140,6 +144,7 @@ class QLoRAModule(LightningModule):
                 "lr": (lr, 1e-12, 1),
                 "weight_decay": (weight_decay, 0, 1),
                 "warmup": (warmup, 0, 1),
+                "shorten_to": (shorten_to or 8, 8, 10**9),
             },
         )
         self.base, self.family, self.revision = base, get_family(family), revision
@@ -154,13 +159,14 @@ class QLoRAModule(LightningModule):
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.optimizer, self.gradient_checkpointing = optimizer, gradient_checkpointing
         self.kernels, self.memory_budget = kernels, parse_budget(memory_budget)
+        self.shorten_to = shorten_to
         self.acceleration: Acceleration | None = None
-        self._fast_step: FastStep | None = None
+        self.passes: Passes | None = None
+        self.adaptations: list[Adaptation] = []
         self.strict_loading = False  # checkpoints hold the adapter, never the base
         self.model: PeftModel | None = None
         self.mean_loss = MeanMetric()
-        self._window_tokens: Tensor | int = 0
-        self._window_loss: Tensor | float = 0.0
+        self.step_loss = self.step_norm = 0.0
 
     def prepare_data(self) -> None:
         """Refuses a checkpoint of another family before data is read or weights are fetched."""
@@ -193,9 +199,7 @@ class QLoRAModule(LightningModule):
             dora=self.dora,
         )
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": self.dropout > 0}
-            )
+            enable_recomputation(self.model, dropout=self.dropout > 0)
         # from_pretrained leaves eval mode, in which gradient checkpointing is silently off.
         self.model.train()
 
@@ -226,33 +230,39 @@ class QLoRAModule(LightningModule):
     def on_fit_start(self) -> None:
         """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
         self.acceleration = accelerate(self.causal_lm, self.kernels)
-        if self.acceleration is not None and self.trainer.world_size == 1:
-            self._fast_step = FastStep(
-                self.causal_lm,
-                self.acceleration,
-                [parameter for parameter in self.parameters() if parameter.requires_grad],
-                budget=self.memory_budget,
-                optimizer=self.optimizer,
-                divisor=self.trainer.accumulate_grad_batches,
-            )
+        self.passes = Passes(
+            self.peft_model,
+            summed_loss,
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            rows=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # set by Trainer.fit
+            acceleration=self.acceleration if self.trainer.world_size == 1 else None,
+            budget=self.memory_budget,
+            optimizer=self.optimizer,
+            divisor=self.trainer.accumulate_grad_batches,
+            recomputes=self.gradient_checkpointing,
+            dropout=self.dropout > 0,
+            shortest=self.shorten_to,
+            adaptations=self.adaptations,
+            steps=lambda: self.trainer.global_step,
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self._fast_step is not None:
-            loss, tokens = self._fast_step(batch, first=isinstance(self._window_tokens, int))
-        else:
-            loss, tokens = summed_loss(self.causal_lm, batch)
-        self._window_tokens = self._window_tokens + tokens
-        self._window_loss = self._window_loss + loss.detach()
+        assert self.passes is not None, "on_fit_start has not run yet"
+        if self.trainer.world_size == 1:
+            self.passes.window.add(batch)
+            return torch.as_tensor(self.passes.window.loss)  # so that Lightning sees a loss; nothing is done with it
+        loss, tokens = summed_loss(self.causal_lm, batch)
+        self.passes.window.count(loss.detach(), tokens)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Nothing after a fast step, which has the gradients already."""
-        if self._fast_step is None:
+        """Nothing on one GPU: ``training_step`` has made the gradients. DDP wants to do it itself."""
+        if self.trainer.world_size > 1:
             super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Lightning calls it between ``training_step`` and ``backward``, when a fast step has its gradients already."""
-        if self._fast_step is None:
+        """Nothing on one GPU: Lightning calls it between ``training_step``, which makes gradients, and ``backward``."""
+        if self.trainer.world_size > 1:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -261,15 +271,22 @@ class QLoRAModule(LightningModule):
         Lightning has divided every micro-batch's loss by ``accumulate_grad_batches`` (and DDP has averaged over
         ranks): both are undone here. It runs before clipping.
         """
-        tokens = self.trainer.strategy.reduce(torch.as_tensor(self._window_tokens), reduce_op="sum")
-        loss = self.trainer.strategy.reduce(torch.as_tensor(self._window_loss), reduce_op="sum")
+        assert self.passes is not None
+        window = self.passes.window
+        tokens = self.trainer.strategy.reduce(torch.as_tensor(window.tokens), reduce_op="sum").clamp(min=1)
+        loss = self.trainer.strategy.reduce(torch.as_tensor(window.loss), reduce_op="sum") / tokens
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
-        self.log("train/loss", loss / tokens, prog_bar=True)
-        self._window_tokens, self._window_loss = 0, 0.0
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm}, prog_bar=True)
+        # The one place in a step that waits for the GPU.
+        self.step_loss, self.step_norm = torch.stack([loss.float(), norm.float()]).tolist()
+        if not (math.isfinite(self.step_loss) and math.isfinite(self.step_norm)):
+            # Without gradients AdamW changes neither weights nor moments: the step is skipped.
+            optimizer.zero_grad(set_to_none=True)
+        window.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)
@@ -278,7 +295,8 @@ class QLoRAModule(LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        loss, tokens = summed_loss(self.causal_lm, batch)
+        evaluate = partial(summed_loss, self.causal_lm) if self.passes is None else self.passes.evaluate
+        loss, tokens = evaluate(batch)
         if tokens > 0:
             self.mean_loss.update(loss / tokens, weight=tokens)
 
@@ -306,7 +324,8 @@ class QLoRAModule(LightningModule):
             device=self.trainer.strategy.root_device,
         )
         factor = schedule_factor(self.schedule, warmup_steps=math.ceil(self.warmup * total), total_steps=total)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scale = self.adaptations[-1].lr_scale if self.adaptations else 1.0
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale * factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
