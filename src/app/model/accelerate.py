@@ -95,7 +95,7 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
     count = len(decoder.layers)
     store = ActivationStore([LayerPlan()] * count, decoder.norm.weight.device)
     layers = [_fast_layer(layer, decoder.config, index, store, fp8=fp8) for index, layer in enumerate(decoder.layers)]
-    final_norm, original = _norm(decoder.norm), decoder.forward
+    final_norm, original = read_norm(decoder.norm), decoder.forward
 
     def forward(
         self: nn.Module,
@@ -178,14 +178,14 @@ def _fast_layer(layer: Any, config: Any, index: int, store: ActivationStore, *, 
     fused_gate_up = hasattr(mlp, "gate_up_proj")
     return FastLayer(
         index=index,
-        attention_norm=_norm(layer.input_layernorm),
-        mlp_norm=_norm(layer.post_attention_layernorm),
+        attention_norm=read_norm(layer.input_layernorm),
+        mlp_norm=read_norm(layer.post_attention_layernorm),
         qkv=linear(attention.qkv_proj) if fused_qkv else linear(attention.q_proj, attention.k_proj, attention.v_proj),
         output=linear(attention.o_proj),
         gate_up=linear(mlp.gate_up_proj) if fused_gate_up else linear(mlp.gate_proj, mlp.up_proj),
         down=linear(mlp.down_proj),
         heads=heads,
-        activation=_activation(mlp.activation_fn if fused_gate_up else mlp.act_fn),
+        activation=read_activation(mlp.activation_fn if fused_gate_up else mlp.act_fn),
         store=store,
     )
 
@@ -213,7 +213,7 @@ def _member(module: Any) -> tuple[NF4Weight, LoraPair | None]:
     return weight, pair
 
 
-def _norm(module: Any) -> Norm:
+def read_norm(module: Any) -> Norm:
     """The norm's weight, epsilon and kind; Gemma's factor is 1 + weight, seen from what the module makes of ones."""
     weight = module.weight.detach()
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
@@ -223,7 +223,7 @@ def _norm(module: Any) -> Norm:
     return Norm(weight=weight, eps=eps, unit_offset=unit_offset)
 
 
-def _activation(module: Callable[[Tensor], Tensor]) -> Activation:
+def read_activation(module: Callable[[Tensor], Tensor]) -> Activation:
     """Which of the two gates the module is, seen from its values."""
     x = torch.linspace(-4, 4, 65)
     if torch.allclose(module(x), functional.silu(x), atol=1e-6):
