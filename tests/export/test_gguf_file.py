@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigError, ModelError
 from app.export import gguf_file
+from app.export import tuned as module_tuned
 from app.export.gguf_file import Direct, check_quants, file_name, is_current, packed, write_gguf
 from app.export.layout import Layout, make_layout, permuted
 from app.export.target import publish
@@ -20,7 +21,7 @@ from app.export.tuned import TunedModel, open_tuned
 from app.export.vocabulary import chat_template
 from app.families import Family, all_families, get_family
 from conftest import TinyCheckpoint
-from export.conftest import MakeRun, reference_logits
+from export.conftest import ADAPTERS, MakeRun, reference_logits
 from support.oracle import convert
 from support.tiny import tiny_checkpoint
 
@@ -161,6 +162,26 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
             assert mine.fields[key].contents() == pytest.approx(field.contents()), key
 
 
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+def test_stretches_of_rows_make_the_same_file_as_whole_tensors(
+    quant: Direct,
+    family: Family,
+    make_run: MakeRun,
+    tiny: TinyCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = open_tuned(make_run(tiny(family.name), family.name, **ADAPTERS["dora"]))
+    for exact in (False, True):
+        tuned = dataclasses.replace(run, exact=exact)
+        whole = written(tuned, tmp_path / "whole", quant).read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(module_tuned, "BLOCK", 1500)
+            pieces = [len(list(tuned.blocks(name))) for name in tuned.places]
+            assert max(pieces) > 10
+            assert written(tuned, tmp_path / "pieces", quant).read_bytes() == whole
+
+
 def test_metadata_says_where_the_model_comes_from(
     family: Family, make_run: MakeRun, tiny: TinyCheckpoint, tmp_path: Path
 ) -> None:
@@ -190,7 +211,7 @@ def test_files_are_named_model_size_quant(make_run: MakeRun, tiny: TinyCheckpoin
 @pytest.mark.parametrize("heads", [1, 3, 8])
 def test_the_permutation_puts_a_heads_halves_side_by_side(heads: int) -> None:
     rows = torch.arange(heads * 6).unsqueeze(1)
-    head = permuted(rows, heads).reshape(heads, 6)[0].tolist()
+    head = permuted(rows, 6).reshape(heads, 6)[0].tolist()
     assert head == [0, 3, 1, 4, 2, 5]
 
 

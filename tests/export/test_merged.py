@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from app.errors import ConfigError, ModelError
+from app.export import tuned as module_tuned
 from app.export.merged import pick_type, write_merged
 from app.export.target import publish_folder
 from app.export.tuned import nf4_rounded, open_tuned
@@ -71,6 +72,16 @@ def test_exact_stands_on_the_weights_that_a_freshly_loaded_4_bit_model_computes_
         assert torch.equal(nf4_rounded(tuned.places[name].read(), dtype=torch.bfloat16, double_quant=True), expected)
         update = tuned.adapter.updates[name]
         torch.testing.assert_close(tuned.weight(name), expected.float() + update.scale * update.b @ update.a)
+
+
+def test_stretches_of_rows_make_the_same_files_as_whole_tensors(
+    make_run: MakeRun, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = open_tuned(make_run(tiny("mistral"), "mistral", use_dora=True))
+    whole = merge(tuned, tmp_path / "whole", dtype=torch.bfloat16) / "model.safetensors"
+    monkeypatch.setattr(module_tuned, "BLOCK", 1500)
+    pieces = merge(tuned, tmp_path / "pieces", dtype=torch.bfloat16) / "model.safetensors"
+    assert pieces.read_bytes() == whole.read_bytes()
 
 
 def test_stopped_merges_go_on_and_end_with_the_same_bytes(

@@ -29,16 +29,20 @@ for base, out in zip(sys.argv[2::2], sys.argv[3::2]):
 """
 
 
-def convert(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Writes what llama.cpp's converter makes of checkpoints in float16, without their vocabularies.
+def command(pairs: Sequence[tuple[Path, Path]]) -> list[str]:
+    """What to run, so that llama.cpp's converter writes checkpoints in float16, without their vocabularies.
 
     Args:
         pairs: checkpoint folder and file to write; all in one process, since importing takes the time.
     """
     if not (ORACLE / "convert_hf_to_gguf.py").is_file():
         _fetch()
-    command = [sys.executable, "-c", DRIVER, str(ORACLE), *(str(path) for pair in pairs for path in pair)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [sys.executable, "-c", DRIVER, str(ORACLE), *(str(path) for pair in pairs for path in pair)]
+
+
+def convert(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Writes what llama.cpp's converter makes of checkpoints; see `command`."""
+    done = subprocess.run(command(pairs), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

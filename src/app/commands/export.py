@@ -1,7 +1,6 @@
 """``python -m app export KIND --run runs/X``: the tuned model in the form that others run, checked to be the same."""
 
 import difflib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,9 +195,6 @@ def main(argv: Sequence[str]) -> int:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         print(f"error: cannot export {kind!r}{hint}\n  remedy: use one of {', '.join(KINDS)}", file=sys.stderr)
         return 2
-    # torch then asks for memory in large pages: an export's time is half page faults, and this saved a fifth of all
-    # processor time (7B shape, 2 cores, 2026-11). Read when torch first allocates.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return run_command(KINDS[kind], argv[1:], name=f"export {kind}")
     except KeyboardInterrupt:

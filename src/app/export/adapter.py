@@ -39,11 +39,17 @@ class Update:
     scale: float
     magnitude: torch.Tensor | None
 
-    def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """The tuned weight in float32, [out, in]; a ``weight`` that is float32 already is changed in place."""
-        tuned = weight.float().addmm_(self.b, self.a, alpha=self.scale)  # [out, in]
+    def applied(self, weight: torch.Tensor, rows: range | None = None) -> torch.Tensor:
+        """The tuned weight in float32, [out, in]; a ``weight`` that is float32 already is changed in place.
+
+        Args:
+            weight: the base's, or a stretch of its rows.
+            rows: which stretch.
+        """
+        chosen = slice(rows.start, rows.stop) if rows else slice(None)
+        tuned = weight.float().addmm_(self.b[chosen], self.a, alpha=self.scale)  # [out, in]
         if self.magnitude is not None:
-            tuned *= (self.magnitude / torch.linalg.vector_norm(tuned, dim=1)).unsqueeze(1)
+            tuned *= (self.magnitude[chosen] / torch.linalg.vector_norm(tuned, dim=1)).unsqueeze(1)
         return tuned
 
 

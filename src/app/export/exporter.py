@@ -20,14 +20,14 @@ from app.export.gguf_file import (
     write_gguf,
 )
 from app.export.lora_gguf import lora_tensors, write_lora_gguf
-from app.export.merged import OVERHEAD, merged_bytes, pick_type, write_merged
+from app.export.merged import merged_bytes, pick_type, write_merged
 from app.export.ollama import modelfile
 from app.export.report import write_report
 from app.export.runtime import QUANTS, LlamaCpp, llama_cpp, quantize
 from app.export.samples import held_out
 from app.export.scorers import merged_scorer
-from app.export.target import AHEAD, Advance, discard, partial_path, publish, publish_folder
-from app.export.tuned import TunedModel, open_tuned, require_room
+from app.export.target import Advance, discard, partial_path, publish, publish_folder
+from app.export.tuned import TunedModel, open_tuned, require_room, working_memory
 
 Bars = Callable[[str, int], Advance]
 """Starts a progress bar with a title and a total; the result advances it."""
@@ -170,7 +170,7 @@ def export_lora_gguf(
     target = folder / file_name(tuned, "F32", name=name).replace(".gguf", "-LoRA.gguf")
     if verify:
         llama_cpp()
-    require_room(folder, disk=size + (gguf_bytes(tuned, "f16") if verify else 0), memory=OVERHEAD)
+    require_room(folder, disk=size + (gguf_bytes(tuned, "f16") if verify else 0), memory=working_memory(tuned))
     write_lora_gguf(tuned, target, advance=bars("adapter", size))
     verdicts = []
     with checking(tuned, verify, data=data, prompts=prompts, bars=bars) as check:
@@ -266,7 +266,7 @@ def _gguf_room(tuned: TunedModel, folder: Path, quants: Sequence[str]) -> None:
     needed = sum(gguf_bytes(tuned, quant) for quant in quants)
     if set(quants) - set(DIRECT) and not set(quants) & {"f16", "bf16", "f32"}:
         needed += gguf_bytes(tuned, "f16")
-    require_room(folder, disk=needed, memory=AHEAD * 4 * 4 * tuned.largest + OVERHEAD)
+    require_room(folder, disk=needed, memory=working_memory(tuned))
 
 
 def _settle(target: Path, verdicts: Sequence[Verdict], *, place: Callable[[Path], None]) -> None:

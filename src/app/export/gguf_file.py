@@ -1,7 +1,7 @@
 """The tuned model as one GGUF file, straight from base and adapter, one tensor at a time."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -63,8 +63,6 @@ def file_name(tuned: TunedModel, quant: str, *, name: str | None = None) -> str:
 def write_gguf(tuned: TunedModel, target: Path, *, quant: Direct, advance: Advance) -> Path:
     """Writes the file's partial form (see `target.publish`) and returns its path; continues a stopped one.
 
-    Memory: two of the largest changed tensors in float32, four times over.
-
     Raises:
         ModelError: the model has tensors or a vocabulary that llama.cpp has no place for.
     """
@@ -81,10 +79,8 @@ def write_gguf(tuned: TunedModel, target: Path, *, quant: Direct, advance: Advan
     finally:
         writer.close()
         head.unlink(missing_ok=True)
-    blobs = [Blob(nbytes=_nbytes(entry), produce=partial(_produce, tuned, layout, entry)) for entry in entries]
-    return write_blobs(
-        target, header, blobs, fingerprint=tuned.fingerprint(quant=quant), align=ALIGNMENT, advance=advance
-    )
+    blobs = [blob for entry in entries for blob in _blobs(tuned, layout, entry)]
+    return write_blobs(target, header, blobs, fingerprint=tuned.fingerprint(quant=quant), advance=advance)
 
 
 def weight_bytes(tuned: TunedModel, quant: str) -> int:
@@ -147,11 +143,17 @@ def _header(
     write_vocabulary(writer, tuned.tokenizer, tuned.family, vocabulary)
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), _nbytes(entry), raw_dtype=entry.kind)
+    return written_header(writer, head)
+
+
+def written_header(writer: "GGUFWriter", head: Path) -> bytes:
+    """What the writer was told, as the file's first bytes up to where tensors begin; ``head`` is its scratch file."""
     writer.write_header_to_file(head)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.flush()
-    return head.read_bytes()
+    header = head.read_bytes()
+    return header + bytes(-len(header) % ALIGNMENT)
 
 
 def _nbytes(entry: Entry) -> int:
@@ -161,11 +163,29 @@ def _nbytes(entry: Entry) -> int:
     return int(prod(entry.shape) // block * size)
 
 
-def _produce(tuned: TunedModel, layout: Layout, entry: Entry) -> memoryview:
+def _blobs(tuned: TunedModel, layout: Layout, entry: Entry) -> Iterator[Blob]:
+    """The tensor's bytes, a stretch of rows at a time."""
+    nbytes = _nbytes(entry)
     if entry.value is not None:
-        return tensor_bytes(entry.value)
+        yield Blob(nbytes=nbytes, produce=partial(tensor_bytes, entry.value))
+    else:
+        assert entry.source is not None
+        for rows in tuned.blocks(entry.source, unit=layout.head_rows(entry.source) or 1):
+            produce = partial(_produce, tuned, layout, entry, rows)
+            yield Blob(nbytes=nbytes * len(rows) // entry.shape[0], produce=produce)
+    yield from padding(nbytes)
+
+
+def padding(nbytes: int) -> Iterator[Blob]:
+    """Zeros after so many bytes of a tensor, up to where the next may begin."""
+    gap = -nbytes % ALIGNMENT
+    if gap:
+        yield Blob(nbytes=gap, produce=lambda: memoryview(bytes(gap)))
+
+
+def _produce(tuned: TunedModel, layout: Layout, entry: Entry, rows: range) -> memoryview:
     assert entry.source is not None
-    return packed(layout.arranged(entry.source, tuned.weight(entry.source)), entry.kind, name=entry.source)
+    return packed(layout.arranged(entry.source, tuned.weight(entry.source, rows)), entry.kind, name=entry.source)
 
 
 def packed(weight: torch.Tensor, kind: "GGMLQuantizationType", *, name: str) -> memoryview:

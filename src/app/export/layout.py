@@ -21,40 +21,33 @@ class Layout:
 
     Attributes:
         names: checkpoint name -> GGUF name, for every tensor that is written.
-        heads: query heads.
-        kv_heads: key and value heads.
+        head_size: rows of a query's or key's head.
         permute_qk, norm_offset: as in the family's GgufFacts.
     """
 
     names: dict[str, str]
-    heads: int
-    kv_heads: int
+    head_size: int
     permute_qk: bool
     norm_offset: float
 
     def arranged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The tensor as llama.cpp wants it (same shape)."""
+        """The tensor, or whole heads of it, as llama.cpp wants it (same shape)."""
         if self.norm_offset and name.endswith("norm.weight"):
             return weight.float() + self.norm_offset
-        heads = self.permuted_heads(name)
-        return permuted(weight, heads) if heads else weight
+        rows = self.head_rows(name)
+        return permuted(weight, rows) if rows else weight
 
-    def permuted_heads(self, name: str) -> int:
-        """Over how many heads the tensor's rows are reordered; 0 for not at all."""
-        if not self.permute_qk:
-            return 0
-        if re.search(r"\.q_proj\.(weight|bias)$", name):
-            return self.heads
-        return self.kv_heads if re.search(r"\.k_proj\.(weight|bias)$", name) else 0
+    def head_rows(self, name: str) -> int:
+        """Within how many neighbouring rows of the tensor (a head's) the order changes; 0 for not at all."""
+        return self.head_size if self.permute_qk and re.search(r"\.[qk]_proj\.(weight|bias)$", name) else 0
 
 
-def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def permuted(weight: torch.Tensor, rows: int) -> torch.Tensor:
     """Rows reordered within each head from transformers' rotary layout (halves) to llama.cpp's (pairs).
 
-    ``weight`` is [heads * d, …]: row i and row i + d/2 of a head become neighbours.
+    ``weight`` is [heads * rows, …]: row i and row i + rows / 2 of a head become neighbours.
     """
-    rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    return weight.reshape(-1, 2, rows // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def make_layout(family: Family, config: Any, names: list[str]) -> Layout:
@@ -86,8 +79,7 @@ def make_layout(family: Family, config: Any, names: list[str]) -> Layout:
         )
     return Layout(
         names=mapped,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        head_size=head_size(config),
         permute_qk=facts.permute_qk,
         norm_offset=facts.norm_offset,
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from app.errors import RunError, several
 from app.export.adapter import Update, same_scale
 from app.export.card import provenance
-from app.export.gguf_file import ALIGNMENT
+from app.export.gguf_file import padding, written_header
 from app.export.layout import make_layout, permuted
 from app.export.target import Advance, Blob, write_blobs
 from app.export.tuned import TunedModel
@@ -54,9 +55,9 @@ def lora_tensors(tuned: TunedModel) -> LoraTensors:
     tensors = {}
     for name, update in tuned.adapter.updates.items():
         b = update.b if same_scale(needed[name], alpha) else update.b * (needed[name] / alpha)  # [out, r]
-        heads = layout.permuted_heads(name)
+        rows = layout.head_rows(name)
         tensors[f"{layout.names[name]}.lora_a"] = update.a
-        tensors[f"{layout.names[name]}.lora_b"] = permuted(b, heads) if heads else b
+        tensors[f"{layout.names[name]}.lora_b"] = permuted(b, rows) if rows else b
     return LoraTensors(alpha=alpha, tensors=tensors)
 
 
@@ -85,24 +86,15 @@ def write_lora_gguf(tuned: TunedModel, target: Path, *, advance: Advance) -> Pat
         writer.add_dataset_name(0, facts.data)
         for name, tensor in content.tensors.items():
             writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
-        writer.write_header_to_file(head)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.flush()
-        header = head.read_bytes()
+        header = written_header(writer, head)
     finally:
         writer.close()
         head.unlink(missing_ok=True)
-    blobs = [Blob(nbytes=tensor.numel() * 4, produce=_Bytes(tensor)) for tensor in content.tensors.values()]
-    return write_blobs(target, header, blobs, fingerprint=tuned.fingerprint(), align=ALIGNMENT, advance=advance)
-
-
-@dataclass(frozen=True)
-class _Bytes:
-    tensor: torch.Tensor
-
-    def __call__(self) -> memoryview:
-        return tensor_bytes(self.tensor)
+    blobs = []
+    for tensor in content.tensors.values():
+        nbytes = tensor.numel() * 4
+        blobs += [Blob(nbytes=nbytes, produce=partial(tensor_bytes, tensor)), *padding(nbytes)]
+    return write_blobs(target, header, blobs, fingerprint=tuned.fingerprint(), advance=advance)
 
 
 def _alpha(update: Update) -> float:

@@ -11,13 +11,11 @@ import torch
 from app.artifact import write_atomic
 from app.errors import ConfigError
 from app.export.card import model_card
-from app.export.target import AHEAD, Advance, Blob, discard, partial_path, publish, write_blobs
-from app.export.tuned import TunedModel, require_room
+from app.export.target import Advance, Blob, discard, partial_path, publish, write_blobs
+from app.export.tuned import TunedModel, require_room, working_memory
 from app.export.weights import NAMES, header_bytes, tensor_bytes
 
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-OVERHEAD = 1 << 30
-"""Bytes of memory that Python, torch and transformers take beside the weights (0.6 GiB seen on CPU, 2026-11)."""
 
 
 def pick_type(dtype: str, tuned: TunedModel) -> torch.dtype:
@@ -47,8 +45,6 @@ def pick_type(dtype: str, tuned: TunedModel) -> torch.dtype:
 def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_bytes: int, advance: Advance) -> Path:
     """Writes the folder beside its target (see `target.publish_folder`) and returns its path; continues a stopped one.
 
-    Memory: two of the largest changed tensors in float32, three times over; a 7B model needs under 2.5 GB in all.
-
     Args:
         tuned: what to write.
         target: the folder it will become.
@@ -68,15 +64,19 @@ def write_merged(tuned: TunedModel, target: Path, *, dtype: torch.dtype, shard_b
     names = [_shard_name(index, len(shards)) for index in range(len(shards))]
     written = sum(file.stat().st_size for file in work.iterdir()) if work.is_dir() else 0
     total = merged_bytes(tuned, dtype)
-    require_room(target.parent, disk=total - written, memory=AHEAD * 3 * 4 * tuned.largest + OVERHEAD)
+    require_room(target.parent, disk=total - written, memory=working_memory(tuned))
     work.mkdir(parents=True, exist_ok=True)
     write_atomic(note, json.dumps(fingerprint))
     for name, tensors in zip(names, shards, strict=True):
         file = work / name
         entries = [(tensor, dtype, tuned.places[tensor].shape) for tensor in tensors]
         blobs = [
-            Blob(nbytes=prod(shape) * dtype.itemsize, produce=partial(_produce, tuned, tensor, dtype))
-            for tensor, _, shape in entries
+            Blob(
+                nbytes=len(rows) * tuned.places[tensor].columns * dtype.itemsize,
+                produce=partial(_produce, tuned, tensor, rows, dtype),
+            )
+            for tensor in tensors
+            for rows in tuned.blocks(tensor)
         ]
         if file.is_file():
             advance(sum(blob.nbytes for blob in blobs))
@@ -98,8 +98,8 @@ def merged_bytes(tuned: TunedModel, dtype: torch.dtype) -> int:
     return tuned.parameters * dtype.itemsize
 
 
-def _produce(tuned: TunedModel, name: str, dtype: torch.dtype) -> memoryview:
-    return tensor_bytes(tuned.weight(name).to(dtype))
+def _produce(tuned: TunedModel, name: str, rows: range, dtype: torch.dtype) -> memoryview:
+    return tensor_bytes(tuned.weight(name, rows).to(dtype))
 
 
 def _shards(tuned: TunedModel, dtype: torch.dtype, shard_bytes: int) -> Iterator[list[str]]:

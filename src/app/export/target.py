@@ -13,22 +13,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import torch
+
 from app.artifact import sha256_text, write_atomic
+from app.export.direct import DirectWriter
 
 SYNC_BYTES = 1 << 30
 """Bytes between two journal entries: what a power cut can cost."""
 
-AHEAD = 2
-"""Blobs in the making at once. Reading, arithmetic and fresh memory each leave a processor idle in turn."""
+MAKERS = 2
+"""Threads that make blobs: one reads while the other computes."""
+
+AHEAD = 8
+"""Blobs made or in the making while one is written: about as many bytes as one write takes."""
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """A stretch of a file.
+    """A stretch of a file, best of a few megabytes: what lies in the processor's cache is made fastest.
 
     Attributes:
         nbytes: its length.
@@ -44,51 +51,46 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def write_blobs(
-    target: Path, header: bytes, blobs: Sequence[Blob], *, fingerprint: str, align: int = 1, advance: Advance
-) -> Path:
+def write_blobs(target: Path, header: bytes, blobs: Sequence[Blob], *, fingerprint: str, advance: Advance) -> Path:
     """Writes header and blobs to the target's partial file, or finishes one that was begun; returns its path.
 
-    The next blob is made while the last one is written. The header is padded to ``align`` bytes, and so is every blob.
+    The next blobs are made while one is written.
 
     Args:
         target: the file this will become (see `publish`).
         header: its first bytes.
         blobs: the rest, in order.
         fingerprint: of everything the blobs are made from.
-        align: of GGUF's data section 32; 1 for none.
         advance: is told of bytes as they are done.
     """
     partial = partial_path(target)
     journal = partial.with_name(partial.name + ".json")
-    identity = sha256_text(fingerprint + header.hex())
+    sizes = [blob.nbytes for blob in blobs]
+    identity = sha256_text(fingerprint + header.hex() + repr(sizes))
     target.parent.mkdir(parents=True, exist_ok=True)
     done = _done(journal, identity) if partial.is_file() else 0
-    header += b"\0" * (-len(header) % align)
-    start = len(header) + sum(_padded(blob.nbytes, align) for blob in blobs[:done])
+    start = len(header) + sum(sizes[:done])
     if not done or partial.stat().st_size < start:
         done, start = 0, len(header)
         partial.write_bytes(header)
     advance(start)
-    with partial.open("r+b", buffering=0) as out:
-        out.truncate(start)
-        out.seek(start)
-        unsynced = 0
-        try:
-            for blob, data in _ahead(blobs[done:]):
-                assert len(data) == blob.nbytes, f"{len(data)} bytes where {blob.nbytes} were announced"
-                _write_all(out.fileno(), data)
-                _write_all(out.fileno(), memoryview(b"\0" * (-blob.nbytes % align)))
-                done += 1
-                unsynced += blob.nbytes
-                advance(_padded(blob.nbytes, align))
-                if unsynced >= SYNC_BYTES:
-                    os.fsync(out.fileno())
-                    _note(journal, identity, done)
-                    unsynced = 0
-        finally:
-            os.fsync(out.fileno())
-            _note(journal, identity, done)
+    out = DirectWriter(partial, start)
+    unsynced = 0
+    try:
+        for blob, data in _ahead(blobs[done:]):
+            assert len(data) == blob.nbytes, f"{len(data)} bytes where {blob.nbytes} were announced"
+            out.write(data)
+            done += 1
+            unsynced += blob.nbytes
+            advance(blob.nbytes)
+            if unsynced >= SYNC_BYTES:
+                out.sync()
+                _note(journal, identity, done)
+                unsynced = 0
+    finally:
+        out.sync()
+        out.close()
+        _note(journal, identity, done)
     return partial
 
 
@@ -132,27 +134,19 @@ def publish_folder(target: Path) -> None:
 
 
 def _ahead(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, memoryview]]:
-    """Each blob with its bytes; AHEAD of them are made in other threads while their predecessor is written."""
-    with ThreadPoolExecutor(max_workers=AHEAD) as makers:
-        coming: deque[Future[memoryview]] = deque(makers.submit(blob.produce) for blob in blobs[:AHEAD])
+    """Each blob with its bytes, in order; AHEAD of them are made in other threads while one is written."""
+    # A blob is too small to be shared out, so that each maker computes in its own thread alone.
+    with ThreadPoolExecutor(MAKERS, initializer=torch.set_num_threads, initargs=(1,)) as makers:
+        waiting = iter(blobs)
+        coming: deque[Future[memoryview]] = deque(makers.submit(blob.produce) for blob in islice(waiting, AHEAD))
         try:
-            for index, blob in enumerate(blobs):
+            for blob in blobs:
                 data = coming.popleft().result()
-                if index + AHEAD < len(blobs):
-                    coming.append(makers.submit(blobs[index + AHEAD].produce))
+                coming.extend(makers.submit(following.produce) for following in islice(waiting, 1))
                 yield blob, data
         finally:
             for future in coming:
                 future.cancel()
-
-
-def _write_all(handle: int, data: memoryview) -> None:
-    while len(data):
-        data = data[os.write(handle, data) :]
-
-
-def _padded(nbytes: int, align: int) -> int:
-    return nbytes + -nbytes % align
 
 
 def _note(journal: Path, identity: str, done: int) -> None:

@@ -1,7 +1,7 @@
 """Safetensors files read and written one tensor at a time, so that a 7B model never lies in memory.
 
-Tensors are read by ordinary reads rather than through a memory map: mapped pages count as the process's memory, and a
-14 GB checkpoint would look (and, under a memory limit, behave) like 14 GB. The format is 8 bytes of header length,
+Tensors are read rather than mapped into memory: mapped pages count as the process's memory, and a 14 GB checkpoint
+would look (and, under a memory limit, behave) like 14 GB. The format is 8 bytes of header length,
 a JSON header, and the tensors' bytes (https://huggingface.co/docs/safetensors).
 """
 
@@ -12,10 +12,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from app.errors import ModelError
+from app.export.direct import read_direct
 from app.hub import checkpoint_faults, is_local
 
 DTYPES = {
@@ -42,25 +42,26 @@ class TensorPlace:
     dtype: torch.dtype
 
     @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
 
-    def read(self) -> torch.Tensor:
-        """The tensor, in its own memory.
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return prod(self.shape[1:])
+
+    def read(self, rows: range | None = None) -> torch.Tensor:
+        """The tensor, or some of its rows, in its own memory.
 
         Raises:
             ModelError: the file ends before the tensor does.
         """
-        buffer = np.empty(self.nbytes, dtype=np.uint8)
-        with self.file.open("rb", buffering=0) as source:
-            source.seek(self.start)
-            view, got = buffer.data, 0
-            while got < self.nbytes:
-                count = source.readinto(view[got:])
-                if not count:
-                    raise _damaged(self.file, "it ends inside a tensor")
-                got += count
-        return torch.from_numpy(buffer).view(self.dtype).reshape(self.shape)
+        first, count = (rows.start, len(rows)) if rows else (0, self.rows)
+        size = self.columns * self.dtype.itemsize
+        buffer = read_direct(self.file, self.start + first * size, count * size)
+        if len(buffer) < count * size:
+            raise _damaged(self.file, "it ends inside a tensor")
+        return torch.from_numpy(buffer).view(self.dtype).reshape((count, *self.shape[1:]) if rows else self.shape)
 
 
 def read_index(file: Path) -> dict[str, TensorPlace]:
