@@ -1,15 +1,19 @@
 """Near-duplicates against exact Jaccard similarity, components against a search, and the split rule by itself."""
 
 import random
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.data.links import contradictions, merge, near_duplicates, same
+from app.data import links
+from app.data.links import Similar, contradictions, merge, near_duplicates, same
 from app.data.sketch import bands, sketch
 from app.data.split import assign, position
+from app.data.workers import Workers
 
 
 def jaccard(one: str, other: str) -> float:
@@ -23,14 +27,21 @@ def jaccard(one: str, other: str) -> float:
 
 def find(texts: list[str], folder: Path, threshold: float = 0.8) -> tuple[list[int], list[int]]:
     """(component of each text, partner of each text)."""
+    last = similar(texts, folder, threshold, Workers(1))
+    return last.labels.tolist(), last.partner.tolist()
+
+
+def similar(texts: list[str], folder: Path, threshold: float, workers: Workers) -> Similar:
     sketches = sketch(texts)
     (folder / "sketches").write_bytes(sketches.tobytes())
     (folder / "bands").mkdir(exist_ok=True)
     for number, hashes in enumerate(bands(sketches)):
         (folder / "bands" / str(number)).write_bytes(hashes.tobytes())
     among = np.ones(len(texts), dtype=bool)
-    *_, last = near_duplicates(folder / "sketches", folder / "bands", len(texts), threshold=threshold, among=among)
-    return last.labels.tolist(), last.partner.tolist()
+    *_, last = near_duplicates(
+        folder / "sketches", folder / "bands", len(texts), threshold=threshold, among=among, workers=workers
+    )
+    return last
 
 
 def test_pairs_above_the_threshold_are_found_and_those_below_are_not(tmp_path: Path) -> None:
@@ -51,6 +62,25 @@ def test_pairs_above_the_threshold_are_found_and_those_below_are_not(tmp_path: P
     assert len(sure) > 40 and sure <= found
     assert all(true[n] > 0.68 for n in found) and sum(value < 0.68 for value in true.values()) > 80
     assert all(labels[n] in (n, n - 1) for n in range(600)), "texts of different pairs are not alike"
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(6)
+    words = [f"w{n}" for n in range(60)]
+    originals = [[chance.choice(words) for _ in range(25)] for _ in range(40)]
+    texts = []
+    for _ in range(400):
+        changed = list(chance.choice(originals))
+        for _ in range(chance.randrange(0, 5)):
+            changed[chance.randrange(25)] = chance.choice(words)
+        texts.append(" ".join(changed))
+    monkeypatch.setattr(links, "_CHUNK", 37)
+    alone = similar(texts, tmp_path, 0.7, Workers(1))
+    with closing(Workers(2)) as two:
+        together = similar(texts, tmp_path, 0.7, two)
+    assert 10 < len(set(alone.labels.tolist())) < 300 and (alone.partner >= 0).sum() > 100
+    for name in ("labels", "partner", "similarity"):
+        assert np.array_equal(getattr(alone, name), getattr(together, name)), name
 
 
 def test_case_and_punctuation_do_not_matter_but_words_do(tmp_path: Path) -> None:

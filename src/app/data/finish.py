@@ -15,8 +15,10 @@ from app.data.findings import Findings
 from app.data.language import SAMPLE, languages
 from app.data.links import contradictions, merge, near_duplicates, same
 from app.data.progress import Progress
+from app.data.sketch import BANDS
 from app.data.split import SPLITS, assign
 from app.data.spool import Spool
+from app.data.workers import Workers
 
 REASONS = ("", "duplicate", "near-duplicate", "contradiction", "unweighted")
 
@@ -68,6 +70,7 @@ def finish(
     drop: frozenset[str],
     redact: bool,
     similarity: float,
+    workers: Workers,
     progress: Progress,
 ) -> Finished:
     """Judges the spooled rows as a set and writes the splits and rejected rows into ``folder``; see `prepare`."""
@@ -93,10 +96,11 @@ def finish(
     among = reason == 0
 
     linked = np.arange(count)
-    for stage, similar in enumerate(
-        near_duplicates(spool.sketches_path, spool.bands_path, count, threshold=similarity, among=among), start=1
-    ):
-        progress("find near-duplicates", stage, 12)
+    stages = near_duplicates(
+        spool.sketches_path, spool.bands_path, count, threshold=similarity, among=among, workers=workers
+    )
+    for stage, similar in enumerate(stages, start=1):
+        progress("find near-duplicates", stage, BANDS)
         near, linked = similar.partner, similar.labels
         alike[near >= 0] = similar.similarity[near >= 0]
     rows = np.flatnonzero(near >= 0)

@@ -5,12 +5,14 @@ Rows are numbers 0 … N-1 in input order. A labelling [N] gives each row the lo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.data.sketch import BANDS, PERMUTATIONS
+from app.data.workers import Workers
 
 Numbers = NDArray[np.int64]
 _CHUNK = 65_536
@@ -59,12 +61,13 @@ def same(values: NDArray[np.generic], among: NDArray[np.bool_] | None = None) ->
 
 
 def near_duplicates(
-    sketches: Path, bands: Path, count: int, *, threshold: float, among: NDArray[np.bool_]
+    sketches: Path, bands: Path, count: int, *, threshold: float, among: NDArray[np.bool_], workers: Workers
 ) -> Iterator[Similar]:
     """Finds rows whose texts share at least ``threshold`` of their words and word pairs (Jaccard, estimated).
 
-    Yields its state after each band, for a progress bar; the last one is the result. Only the band at hand and the
-    sketches of candidate pairs are in memory.
+    Yields its state after each band, for a progress bar; the last one is the result. Workers sort the next bands and
+    compare sketches; pairs are joined here, in order, so that their number changes nothing. Only a few bands' pairs
+    and the sketches of those being compared are in memory.
 
     Args:
         sketches: file of [count, PERMUTATIONS] uint32.
@@ -72,29 +75,28 @@ def near_duplicates(
         count: of rows.
         threshold: between 0 and 1.
         among: [count] rows to compare (those that are no exact duplicates).
+        workers: to compare in.
     """
     labels = np.arange(count)
     partner = np.full(count, -1, dtype=np.int32)
     similarity = np.zeros(count, dtype=np.float32)
-    for band in range(BANDS):
-        first, other = _candidates(np.fromfile(bands / str(band), dtype=np.uint64), among)
+    files = [bands / str(band) for band in range(BANDS)]
+    for first, other in workers.map(partial(_candidates, among=among), files):
         apart = labels[first] != labels[other]
         first, other = first[apart], other[apart]
-        with sketches.open("rb") as file:
-            for start in range(0, len(first), _CHUNK):
-                one, two = first[start : start + _CHUNK], other[start : start + _CHUNK]
-                shared = (_read(file, one) == _read(file, two)).mean(axis=1, dtype=np.float32)
-                alike = shared >= threshold
-                one, two, shared = one[alike], two[alike], shared[alike]
-                new = partner[two] < 0
-                partner[two[new]], similarity[two[new]] = one[new], shared[new]
-                merge(labels, one, two)
+        pairs = [(first[at : at + _CHUNK], other[at : at + _CHUNK]) for at in range(0, len(first), _CHUNK)]
+        for (one, two), shared in zip(pairs, workers.map(partial(_shared, sketches), pairs), strict=True):
+            alike = shared >= threshold
+            one, two, shared = one[alike], two[alike], shared[alike]
+            new = partner[two] < 0
+            partner[two[new]], similarity[two[new]] = one[new], shared[new]
+            merge(labels, one, two)
         yield Similar(labels=labels, partner=partner, similarity=similarity)
 
 
-def _candidates(hashes: NDArray[np.uint64], among: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
+def _candidates(band: Path, among: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
     """Pairs with an equal hash: each row with the first of them and with the one before it, the lower row first."""
-    first, other = same(hashes, among)
+    first, other = same(np.fromfile(band, dtype=np.uint64), among)
     before = np.empty_like(first)
     if len(first):
         before[1:] = other[:-1]
@@ -103,6 +105,14 @@ def _candidates(hashes: NDArray[np.uint64], among: NDArray[np.bool_]) -> tuple[N
         before[starts] = first[starts]
     chained = before != first
     return np.concatenate([first, before[chained]]), np.concatenate([other, other[chained]])
+
+
+def _shared(sketches: Path, pairs: tuple[Numbers, Numbers]) -> NDArray[np.float32]:
+    """Share of equal places in the sketches of each pair."""
+    with sketches.open("rb") as file:
+        one, other = (_read(file, rows) for rows in pairs)
+    shares: NDArray[np.float32] = (one == other).mean(axis=1, dtype=np.float32)
+    return shares
 
 
 def _read(file: object, rows: Numbers) -> NDArray[np.uint32]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -20,8 +20,8 @@ from app.data.records import Conversation
 from app.data.sampler import EpochBatchSampler
 from app.data.split import SPLITS
 from app.data.tokenize import Encoding, load_tokenizer
-from app.data.tokenized import prepared_folder, split_conversations, split_hash, tokenized
-from app.errors import DataError, require_ranges
+from app.data.tokenized import kept_conversations, prepared_folder, split_conversations, split_hash, tokenized
+from app.errors import DataError, RunError, require_ranges, several
 from app.families import get_family
 
 log = logging.getLogger(__name__)
@@ -179,12 +179,13 @@ class SFTDataModule(LightningDataModule):
         order = EpochBatchSampler(rows.lengths.tolist(), self.eval_batch_size, seed=self.seed).order(0)
         return self._loader(rows, self.collate, order)
 
+    def _training_order(self, epoch: int = 0, batch: int = 0) -> EpochBatchSampler:
+        lengths = [self.max_length] * len(self.packed) if self.packed else self.rows["train"].lengths.tolist()
+        return EpochBatchSampler(lengths, self.batch_size, seed=self.seed, epoch=epoch, batch=batch)
+
     def train_dataloader(self) -> DataLoader[Any]:
-        epoch, batch = self._begin
         rows, collate = (self.packed, self.collate_packed) if self.packed else (self.rows["train"], self.collate)
-        lengths = [self.max_length] * len(rows) if self.packed else self.rows["train"].lengths.tolist()
-        sampler = EpochBatchSampler(lengths, self.batch_size, seed=self.seed, epoch=epoch, batch=batch)
-        return self._loader(rows, collate, sampler)
+        return self._loader(rows, collate, self._training_order(*self._begin))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("val")
@@ -192,13 +193,62 @@ class SFTDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("test")
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the order stands. The total count is right at every place Lightning saves: after a batch, after a
-        validation, at an epoch's end (its per-epoch counters differ between these)."""
+    def longest_batch(self, split: Literal["train", "val"]) -> dict[str, Tensor] | None:
+        """The batch that takes most memory: as many rows as a batch has, the longest there are. None of no rows."""
+        rows = self.rows[split]
+        if split == "train" and self.packed:
+            return self.collate_packed([self.packed[row] for row in range(min(self.batch_size, len(self.packed)))])
+        size = self.batch_size if split == "train" else self.eval_batch_size
+        longest = rows.lengths.argsort(kind="stable")[-size:].tolist()
+        return self.collate([rows[row] for row in longest]) if longest else None
+
+    def samples_of(self, epoch: int, batches: Sequence[int]) -> list[Conversation]:
+        """The conversations in some training batches of an epoch; tokenises the split again to find them."""
+        assert self._folder is not None, "setup has not run yet"
+        order = self._training_order().order(epoch)
+        rows = [row for batch in batches for row in order[batch]]
+        if self.packed:
+            rows = [sample for row in rows for sample in self.packed.bins[row]]
+        kept = kept_conversations(
+            self._folder, "train", self.tokenizer, self.family, max_length=self.max_length, too_long=self.too_long
+        )
+        wanted = set(rows)
+        found = {row: conversation for row, conversation in enumerate(kept) if row in wanted}
+        return [found[row] for row in rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, and which order it is. The total count is right at every place Lightning saves: after
+        a batch, after a validation, at an epoch's end (its per-epoch counters differ between these)."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = divmod(progress.total.processed, int(self.trainer.num_training_batches))
-        return {"epoch": epoch, "batch": batch}
+        return {"epoch": epoch, "batch": batch, "order": self._identity()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the order.
+
+        Raises:
+            RunError: it is another one, in which rows would be repeated and others left out.
+        """
+        now = self._identity()
+        before = state_dict.get("order", now)
+        faults = [f"{name} is {now[name]}; it was {before[name]}" for name in now if now[name] != before[name]]
+        if faults:
+            raise RunError(
+                several("the checkpoint stands in another order of rows than this one", faults),
+                where="--resume",
+                remedy="go on with the data and options the run began with, or begin anew with --overwrite true",
+            )
         self._begin = (state_dict["epoch"], state_dict["batch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """All that the order of training rows depends on."""
+        assert self.fingerprint is not None, "setup has not run yet"
+        return {
+            "data": self.fingerprint.sha256["train"],
+            "data.max_length": self.max_length,
+            "data.too_long": self.too_long,
+            "data.packing": self.packing,
+            "data.batch_size": self.batch_size,
+            "seed_everything": self.seed,
+        }

@@ -1,12 +1,12 @@
 """From inputs to a prepared folder: read, check, drop copies, split, write; in bounded memory, all or nothing."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from app.data.examine import Rules
+from app.data.examine import Rules, examine
 from app.data.findings import Findings
 from app.data.finish import finish
 from app.data.kinds import KINDS
@@ -16,11 +16,9 @@ from app.data.progress import Progress, no_progress
 from app.data.report import Report, summarise
 from app.data.shapes import ShapeName
 from app.data.sources import Source, check_shape, open_source
-from app.data.spool import PARALLEL_FROM, Spool, examined
+from app.data.spool import Spool
+from app.data.workers import Workers, default_count
 from app.errors import AppError, ConfigError, DataError, several
-
-MOST_WORKERS = 8
-"""Each takes about 120 MB; reading, in one process, feeds no more."""
 
 
 def prepare_for_training(
@@ -103,14 +101,12 @@ def prepare(
         family=family, max_length=max_length, too_long=too_long,
     )  # fmt: skip
     total = sum(source.size for source in sources)
-    if workers is None:
-        workers = min(os.cpu_count() or 1, MOST_WORKERS) if total > PARALLEL_FROM else 1
     findings = Findings()
     with replaced_folder(output) as folder, tempfile.TemporaryDirectory(prefix=".spool-", dir=folder) as scratch:
-        with closing(Spool(Path(scratch))) as spool:
+        with closing(Workers(workers or default_count(total))) as pool, closing(Spool(Path(scratch))) as spool:
             done = 0
             for source in sources:
-                for batch in examined(source.batches(), rules, workers=workers):
+                for batch in pool.map(partial(examine, rules=rules), source.batches()):
                     spool.add(batch, findings)
                     progress("read and check", done + batch.consumed, total)
                 done += source.size
@@ -124,7 +120,7 @@ def prepare(
             finished = finish(
                 spool, findings, folder, weights=weights, seed=seed, val_fraction=val_fraction,
                 test_fraction=test_fraction, stratify=stratify, drop=rules.drop, redact=redact,
-                similarity=similarity, progress=progress,
+                similarity=similarity, workers=pool, progress=progress,
             )  # fmt: skip
         report = summarise(
             finished, findings, sources=sources, inputs=inputs, weights=weights, seed=seed,

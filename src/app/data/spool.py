@@ -1,65 +1,15 @@
-"""The first pass: rows through the workers, and what comes back onto disk, so that memory holds 59 bytes a row."""
+"""The first pass: what came of the rows goes onto disk, so that memory holds 59 bytes a row."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing.connection import wait
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.examine import NUMBERS, Examined, Rules, examine
+from app.data.examine import NUMBERS, Examined
 from app.data.findings import Findings
-from app.data.ingest import Batch
 from app.data.sketch import BANDS, bands
-
-PARALLEL_FROM = 20_000_000
-"""Bytes of input from which starting worker processes (0.5 s each) pays."""
-
-
-def examined(batches: Iterable[Batch], rules: Rules, *, workers: int) -> Iterator[Examined]:
-    """`examine` over batches, in order; in this process if ``workers`` is 1, in a pool of processes otherwise.
-
-    At most two batches a worker are under way, so that memory stays bounded however fast reading is.
-    """
-    if workers <= 1:
-        for batch in batches:
-            yield examine(batch, rules)
-        return
-    # rensa would start a thread for each core in each worker.
-    os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker) as pool:
-        waiting: deque[Future[Examined]] = deque()
-        try:
-            for batch in batches:
-                waiting.append(pool.submit(examine, batch, rules))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _as_worker() -> None:
-    """Leaves ctrl-C to the parent, and ends with it: a worker whose parent was killed would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class Spool:

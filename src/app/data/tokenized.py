@@ -112,13 +112,28 @@ def tokenized(
         rows = _encoded(
             split, split_conversations(folder, split), tokenizer, family, max_length=max_length, too_long=too_long
         )
-        write_table(path, rows)
+        write_table(path, (row for _, row in rows))
         table, found = TokenTable(path), ""
     tokens = int(table.lengths.sum())
     samples = _samples(folder, split)
     rows_left = f"{len(table)} rows" if len(table) == samples else f"{len(table)} of {samples} rows"
     log.info(f"{split}: {rows_left}, {tokens} tokens, {table.trained_tokens} of them trained{found}")
     return table
+
+
+def kept_conversations(
+    folder: Path,
+    split: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    family: Family,
+    *,
+    max_length: int,
+    too_long: TooLong,
+) -> Iterator[Conversation]:
+    """The conversations behind the rows of a split's token table, in its order; found by tokenising them again."""
+    conversations = split_conversations(folder, split)
+    rows = _encoded(split, conversations, tokenizer, family, max_length=max_length, too_long=too_long)
+    return (conversation for conversation, _ in rows)
 
 
 def _samples(folder: Path, split: str) -> int:
@@ -137,7 +152,7 @@ def _encoded(
     *,
     max_length: int,
     too_long: TooLong,
-) -> Iterator[Encoding]:
+) -> Iterator[tuple[Conversation, Encoding]]:
     faults: list[str] = []
     long = seen = 0
     for conversation in conversations:
@@ -153,7 +168,7 @@ def _encoded(
                 continue
             row = Encoding(input_ids=row.input_ids[:max_length], trained=row.trained[:max_length])
         if any(row.trained[1:]):
-            yield row
+            yield conversation, row
     if faults:
         raise DataError(
             several(f"{len(faults)} rows of {split} cannot be trained on", faults),
