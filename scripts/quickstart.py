@@ -34,7 +34,9 @@ MODEL = "models/SmolLM2-135M-Instruct"
 CSV = "data/stdlib/functions.csv"
 DATA = "data/quickstart"
 CONFIG = "configs/quickstart.yaml"
+PROMPTS = "configs/prompts.json"
 RECORDS = Path("runs/quickstart-steps.json")
+ANSWERS = 24
 ANSWER_TOKENS = 64
 EXAMPLES = 3
 EXAMPLE_LINES = 14
@@ -104,9 +106,19 @@ def steps(epochs: int | None, run: str) -> list[Step]:
         ),
         Step(
             title="evaluate: base against tuned on modules that training never saw",
-            command=("-m", "app", "evaluate", "--run", run, "--max_tokens", str(ANSWER_TOKENS)),
-            inputs=(f"{DATA}/test.jsonl", f"{run}/adapter/adapter_model.safetensors"),
-            result=f"{run}/reports/evaluation.json",
+            command=(
+                "-m",
+                "app",
+                "evaluate",
+                "--run",
+                run,
+                "--answers",
+                str(ANSWERS),
+                "--max_tokens",
+                str(ANSWER_TOKENS),
+            ),
+            inputs=(f"{DATA}/test.jsonl", f"{run}/adapter/adapter_model.safetensors", PROMPTS),
+            result=f"{run}/reports/report.json",
         ),
     ]
 
@@ -206,21 +218,24 @@ def closing_table(run: str, report: dict[str, Any], seconds: float) -> Table:
     """What came of it, and where it is."""
     directory = RunDirectory(run)
     result = directory.read_manifest().result
-    base, tuned = report["base"], report["tuned"]
-    before, after = base["perplexity"]["perplexity"], tuned["perplexity"]["perplexity"]
-    rows, tokens = tuned["perplexity"]["rows"], tuned["perplexity"]["tokens"]
+    metrics = {metric["name"]: metric for metric in report["metrics"]}
+    perplexity, rouge, forgetting = metrics["perplexity"], metrics["rouge_l"], report["forgetting"]
+    before, after = perplexity["base"]["value"], perplexity["tuned"]["value"]
+    tokens, rows = perplexity["tuned"]["denominator"], perplexity["tuned"]["n"]
     table = Table(title="quickstart", show_header=False, title_style="bold")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
+    table.add_row("verdict", report["headline"]["verdict"])
     table.add_row("held-out perplexity", f"{before:.2f} before, {after:.2f} after ({after / before - 1:+.0%})")
-    table.add_row("", f"of {tokens:,} answer tokens in {rows} functions of modules not trained on")
-    table.add_row("ROUGE-L", f"{base['rouge']['rouge_l']:.3f} before, {tuned['rouge']['rouge_l']:.3f} after")
-    table.add_row("", f"of {tuned['rouge']['answers']} answers of at most {ANSWER_TOKENS} tokens")
+    table.add_row("", f"of {tokens:,.0f} answer tokens in {rows} functions of modules not trained on")
+    table.add_row("ROUGE-L", f"{rouge['base']['value']:.3f} before, {rouge['tuned']['value']:.3f} after")
+    table.add_row("", f"of {rouge['tuned']['n']} answers of at most {ANSWER_TOKENS} tokens")
+    table.add_row("forgetting", f"{forgetting['value']:+.1%} perplexity on general texts and questions")
     table.add_row("training", f"{result['samples']:,} rows, {result['tokens_per_second']:,.0f} tokens/s")
     table.add_row("peak memory", f"{result['peak_memory']['process'] / 2**30:.2f} GiB while training")
     table.add_row("time", f"{seconds / 60:.1f} minutes for all steps, as they were run")
     table.add_row("run", run)
-    table.add_row("report", f"{run}/reports/evaluation.json")
+    table.add_row("report", f"{run}/reports/report.html")
     table.add_row("TensorBoard", f"tensorboard --logdir {run}/logs")
     table.add_row("next", f"python -m app chat --run {run}")
     return table

@@ -168,12 +168,19 @@ def test_the_closing_table_says_what_came_of_it(quickstart: ModuleType):
             result={"samples": 512, "tokens_per_second": 345.6, "peak_memory": {"process": 3 * 2**30}},
         )
     )  # fmt: skip
-    scores = [
-        {"perplexity": {"perplexity": p, "rows": 168, "tokens": 6639}, "rouge": {"rouge_l": r, "answers": 24}}
-        for p, r in ((8.0, 0.25), (4.0, 0.5))
-    ]
+    report = {
+        "headline": {"verdict": "better than its base"},
+        "forgetting": {"value": 0.031},
+        "metrics": [
+            {"name": name, "base": {"value": before}, "tuned": {"value": after, "n": n, "denominator": tokens}}
+            for name, before, after, n, tokens in (
+                ("perplexity", 8.0, 4.0, 168, 6639.0),
+                ("rouge_l", 0.25, 0.5, 24, 24.0),
+            )
+        ],
+    }
     console = Console(width=100, file=io.StringIO())
-    console.print(quickstart.closing_table("runs/r", {"base": scores[0], "tuned": scores[1]}, 312.0))
+    console.print(quickstart.closing_table("runs/r", report, 312.0))
     shown = console.file.getvalue()
     for part in (
         "8.00 before, 4.00 after (-50%)",
@@ -182,7 +189,9 @@ def test_the_closing_table_says_what_came_of_it(quickstart: ModuleType):
         "512 rows, 346 tokens/s",
         "3.00 GiB",
         "5.2 minutes",
-        "runs/r/reports/evaluation.json",
+        "better than its base",
+        "+3.1%",
+        "runs/r/reports/report.html",
         "tensorboard --logdir runs/r/logs",
     ):
         assert part in shown, shown

@@ -13,7 +13,8 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
     """Calls ``function`` with options parsed from its own signature and docstring.
 
     Every parameter is an option, types and defaults are the signature's and help texts the docstring's; a truth value
-    is set by its bare name (``--check``), and a required ``list[str]`` takes all positional arguments. A fault of the
+    is set by its bare name (``--check``), a required ``list[str]`` takes all positional arguments, and an option of
+    type ``list[str] | None`` takes several values and may be repeated (``--fail-if A --fail-if B``). A fault of the
     user's becomes one message on stderr and status 2.
 
     Args:
@@ -29,12 +30,16 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
     parameters = inspect.signature(function).parameters.values()
     # jsonargparse reads a list from one argument, as JSON; on a command line people write several.
     many = [p.name for p in parameters if p.annotation == list[str] and p.default is p.empty]
+    repeated = [p.name for p in parameters if p.annotation == list[str] | None]
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
     parser = CommandParser(prog=f"python -m app {name}", description=documentation.short_description)
+    texts = {p.arg_name: p.description for p in documentation.params}
     for parameter in many:
-        text = next((p.description for p in documentation.params if p.arg_name == parameter), None)
-        parser.add_argument(parameter, nargs="+", help=text)
-    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=set(many))
+        parser.add_argument(parameter, nargs="+", help=texts.get(parameter))
+    for parameter in repeated:
+        names = dict.fromkeys((f"--{parameter}", f"--{parameter.replace('_', '-')}"))
+        parser.add_argument(*names, nargs="+", action="extend", metavar="TEXT", help=texts.get(parameter))
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*many, *repeated})
     try:
         parsed: dict[str, Any] = parser.parse_args(_explicit(argv, flags)).as_dict()
         return int(function(**parsed))

@@ -1,67 +1,167 @@
 """``python -m app evaluate``: is the tuned model better than its base?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.commands import run_command
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PROMPTS = Path("configs/prompts.json")
 
 
 def evaluate(
     run: Path,
     split: Literal["auto", "test", "val"] = "auto",
     data: str | None = None,
-    answers: int = 24,
-    max_tokens: int = 128,
+    answers: int = 100,
+    max_tokens: int = 256,
+    general: bool = True,
+    prompts: str = "auto",
+    fail_if: list[str] | None = None,
+    lm_eval: list[str] | None = None,
+    lm_eval_tasks: Path | None = None,
+    lm_eval_limit: int | None = None,
+    wandb: Literal["auto", "off", "offline", "online"] = "auto",
     batch_size: int = 8,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> int:
-    """Measures a run and its base on the same held-out rows; writes reports/evaluation.json in the run directory.
+    """Measures a run and its base on the same held-out rows; writes reports/report.html and report.json in the run.
+
+    An interrupted evaluation goes on where it stopped. Exit status 1: a condition of --fail-if holds.
 
     Args:
         run: The run directory that fit wrote.
         split: What to measure on; auto is the test split, or where that is empty the validation split.
         data: Where the run's data is now, if it has moved.
-        answers: How many held-out questions are answered for ROUGE; 0 for none.
+        answers: How many held-out questions are answered; 0 for none.
         max_tokens: Of each answer.
+        general: Whether forgetting is measured, on the general set that is shipped.
+        prompts: A JSON file of benchmark prompts; auto is configs/prompts.json where it exists; none for none.
+        fail_if: Conditions such as "perplexity>5.0" and "forgetting>5%"; may be repeated.
+        lm_eval: Instead of all this, run these tasks of lm-evaluation-harness on base and run.
+        lm_eval_tasks: A folder with tasks of your own in lm-evaluation-harness's YAML.
+        lm_eval_limit: Of each task, only so many documents.
+        wandb: Log the figures to Weights & Biases too; auto does as fit did. TensorBoard always gets them.
         batch_size: Rows at a time.
         device: Where to run.
     """
     from rich.console import Console
     from rich.progress import Progress
-    from rich.table import Table
 
-    from app.evaluate.suite import REPORT, evaluate_run
+    if lm_eval:
+        from app.evaluate.harness import evaluate_tasks
+
+        results = evaluate_tasks(
+            run, lm_eval, folder=lm_eval_tasks, limit=lm_eval_limit, batch_size=batch_size, device=device
+        )
+        Console().print(harness_table(run, results))
+        return 0
+
+    from app.evaluate.report import PAGE
+    from app.evaluate.suite import evaluate_run
+    from app.evaluate.tracking import track
 
     console = Console()
     with Progress(console=Console(stderr=True), disable=not console.is_terminal) as progress:
-        evaluation = evaluate_run(
+        report = evaluate_run(
             run,
             split=None if split == "auto" else split,
             data=data,
             answers=answers,
             max_tokens=max_tokens,
+            general=general,
+            prompts=prompts_file(prompts),
+            fail_if=fail_if or (),
             batch_size=batch_size,
             device=device,
             progress=progress,
         )
-    base, tuned = evaluation.base, evaluation.tuned
-    rows, tokens = tuned.perplexity.rows, tuned.perplexity.tokens
-    table = Table(title=f"{evaluation.run}: {evaluation.split} split, {rows} rows, {tokens:,} trained tokens")
-    for column in ("", "base", "tuned", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    figures = [("perplexity (lower is better)", base.perplexity.perplexity, tuned.perplexity.perplexity)]
-    if base.rouge is not None and tuned.rouge is not None:
-        figures += [
-            (f"ROUGE-{label} of {tuned.rouge.answers} answers", getattr(base.rouge, name), getattr(tuned.rouge, name))
-            for label, name in (("1", "rouge1"), ("2", "rouge2"), ("L", "rouge_l"))
-        ]
-    for label, before, after in figures:
-        change = f"{(after - before) / before:+.0%}" if before else ""
-        table.add_row(label, f"{before:.3f}", f"{after:.3f}", change)
-    console.print(table)
-    console.print(f"report: {run / 'reports' / REPORT}", soft_wrap=True)
-    return 0
+    track(run, report, wandb=wandb)
+    show(report, console)
+    console.print(f"report: {run / 'reports' / PAGE}", soft_wrap=True)
+    failed = [result for result in report["gate"] if result["failed"]]
+    for result in failed:
+        value = "could not be measured" if result["value"] is None else f"is {result['value']:.4g}"
+        console.print(f"[red]failed:[/red] {result['condition']} (it {value})", soft_wrap=True, highlight=False)
+    return 1 if failed else 0
+
+
+def prompts_file(option: str) -> Path | None:
+    """The file that ``--prompts`` names."""
+    if option == "auto":
+        return PROMPTS if PROMPTS.is_file() else None
+    return None if option == "none" else Path(option)
+
+
+def show(report: Mapping[str, Any], console: Any) -> None:
+    """The figures and what stands out, in the terminal."""
+    from rich.markup import escape
+
+    console.print(figures(report))
+    lost = report["forgetting"]
+    if lost and lost["value"] is not None:
+        between = "" if lost["low"] is None else f" (95 %: {lost['low']:+.1%} to {lost['high']:+.1%})"
+        console.print(f"forgetting: perplexity on general text and questions {lost['value']:+.1%}{between}")
+    head = report["headline"]
+    colours = {"good": "green", "warn": "yellow", "bad": "red"}
+    console.print(
+        f"[bold {colours[head['level']]}]{head['verdict']}[/]: {escape(head['text'])}", highlight=False, soft_wrap=True
+    )
+    for found in report["findings"]:
+        if found["level"] != "good":
+            remedy = f" [dim]{escape(found['remedy'])}[/]" if found["remedy"] else ""
+            text = f"[{colours[found['level']]}]•[/] {escape(found['text'])}.{remedy}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
+def figures(report: Mapping[str, Any]) -> "Table":
+    """Every metric before and after, with its interval and the verdict."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from app.evaluate.findings import p_text
+
+    colours = {"better": "green", "worse": "red"}
+    table = Table(
+        title=f"{report['run']['path']}: {report['split']} split",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("base", "tuned", "95 %", "n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("tuned is")
+    for metric in report["metrics"]:
+        base, tuned = metric["base"], metric["tuned"]
+        if not tuned["n"]:
+            continue
+        between = "" if tuned["low"] is None else f"{tuned['low']:.3g} … {tuned['high']:.3g}"
+        verdict = metric["verdict"].removesuffix(" shown")
+        told = f"[{colours[verdict]}]{verdict}[/]" if verdict in colours else verdict
+        p = f", {p_text(metric['p'])}" if verdict in ("better", "worse", "higher", "lower") else ""
+        values = ("–" if found["value"] is None else f"{found['value']:.3f}" for found in (base, tuned))
+        table.add_row(metric["title"], *values, between, f"{tuned['n']:,}", told + p)
+    return table
+
+
+def harness_table(run: Path, results: Mapping[str, Any]) -> "Table":
+    """What lm-evaluation-harness found, base against run."""
+    from rich.table import Table
+
+    table = Table(title=f"{run}: lm-evaluation-harness {results['version']}")
+    for column in ("task", "metric", "base", "tuned"):
+        table.add_column(column, justify="right" if column in ("base", "tuned") else "left")
+    for row in results["results"]:
+        values = (
+            f"{row[model]:.4f}" + ("" if row[f"{model}_stderr"] is None else f" ± {row[f'{model}_stderr']:.4f}")
+            for model in ("base", "tuned")
+        )
+        table.add_row(row["task"], row["metric"], *values)
+    return table
 
 
 def main(argv: Sequence[str]) -> int:

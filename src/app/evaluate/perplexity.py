@@ -1,57 +1,23 @@
-"""Perplexity of the held-out answers."""
+"""Perplexity of given answers."""
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-
-import torch
-
-from app.generate.session import Session
-from app.model.module import Batch, summed_loss
+from app.evaluate.metric import Metric, Part
+from app.evaluate.samples import Scored
 
 
-@dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """How surprised the model is by the answers; lower is better, 1 is perfect.
-
-    Attributes:
-        perplexity: exp(loss), torchmetrics' definition over the trained tokens alone.
-        loss: mean negative log likelihood, nats per trained token, each token weighted equally.
-        tokens: the denominator: trained tokens, that is the answers with their end-of-turn tokens. Prompts and
-            padding are left out.
-        rows: conversations they are from.
-    """
-
-    perplexity: float
-    loss: float
-    tokens: int
-    rows: int
+def part(sample: Scored) -> Part:
+    """The sample's summed loss over its trained tokens; every token weighs the same."""
+    return (sample.loss, sample.tokens) if sample.tokens else None
 
 
-@torch.no_grad()
-def measure_perplexity(
-    session: Session, batches: Iterable[Batch], *, progress: Callable[[int], None] | None = None
-) -> Perplexity:
-    """The session's perplexity on batches of held-out rows; no logits beyond a chunk are ever held.
-
-    Args:
-        session: base or tuned model.
-        batches: padded rows with their train-masks, on any device.
-        progress: called with the number of rows after each batch.
-    """
-    causal_lm = session.causal_lm
-    total, tokens, rows = 0.0, 0, 0
-    for batch in batches:
-        moved: Batch = {
-            "input_ids": batch["input_ids"].to(causal_lm.device),
-            "attention_mask": batch["attention_mask"].to(causal_lm.device),
-            "trained": batch["trained"].to(causal_lm.device),
-        }
-        loss, count = summed_loss(causal_lm, moved)
-        total += float(loss)
-        tokens += int(count)
-        rows += batch["input_ids"].shape[0]
-        if progress is not None:
-            progress(batch["input_ids"].shape[0])
-    mean = total / tokens
-    return Perplexity(perplexity=math.exp(mean), loss=mean, tokens=tokens, rows=rows)
+PERPLEXITY = Metric(
+    name="perplexity",
+    title="Perplexity",
+    better="lower",
+    unit="exp(nats per trained token); 1 is perfect",
+    denominator="trained tokens: the answers with their end-of-turn tokens",
+    excludes="prompts and padding; rows that were too long to train on",
+    source="torchmetrics.text.Perplexity over the trained tokens alone",
+    part=part,
+    exponential=True,
+    tokens=True,
+)

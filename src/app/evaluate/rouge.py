@@ -1,45 +1,50 @@
 """ROUGE of generated answers against the held-out ones."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+from app.evaluate.metric import Metric, Part
+from app.evaluate.samples import Answered
+
+_KINDS = {
+    "rouge1": ("ROUGE-1", "words shared"),
+    "rouge2": ("ROUGE-2", "word pairs shared"),
+    "rougeL": ("ROUGE-L", "longest common subsequence of words"),
+    "rougeLsum": ("ROUGE-Lsum", "longest common subsequence of words, line by line"),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rouge:
-    """Overlap with the reference answers; F-measures from 0 to 1, mean over answers; higher is better.
-
-    Computed by rouge-score (Google's port of Lin 2004) with stemming. Its tokenizer keeps runs of a-z and 0-9
-    only: punctuation, indentation and non-Latin scripts do not count.
-
-    Attributes:
-        rouge1, rouge2: shared words and word pairs.
-        rouge_l: longest common subsequence of words.
-        rouge_lsum: the same, by lines.
-        answers: the denominator.
-    """
-
-    rouge1: float
-    rouge2: float
-    rouge_l: float
-    rouge_lsum: float
-    answers: int
-
-
-def measure_rouge(answers: Sequence[str], references: Sequence[str]) -> Rouge:
-    """ROUGE of each answer against the reference at its place."""
+@lru_cache(maxsize=1)
+def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    assert len(answers) == len(references) > 0
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
-    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    return RougeScorer(list(_KINDS), use_stemmer=True)
 
-    def mean(name: str) -> float:
-        return sum(float(score[name].fmeasure) for score in scores) / len(scores)
 
-    return Rouge(
-        rouge1=mean("rouge1"),
-        rouge2=mean("rouge2"),
-        rouge_l=mean("rougeL"),
-        rouge_lsum=mean("rougeLsum"),
-        answers=len(answers),
+@lru_cache(maxsize=20_000)
+def rouge(answer: str, reference: str) -> dict[str, float]:
+    """F-measures by rouge-score's own names."""
+    return {name: float(score.fmeasure) for name, score in _scorer().score(reference, answer).items()}
+
+
+def part(kind: str, sample: Answered) -> Part:
+    """The answer's F-measure of that kind."""
+    return (rouge(sample.text, sample.reference)[kind], 1.0) if sample.reference else None
+
+
+def _metric(kind: str, title: str, what: str) -> Metric:
+    score: Callable[[Answered], Part] = partial(part, kind)
+    return Metric(
+        name=kind.replace("L", "_l"),
+        title=title,
+        better="higher",
+        unit=f"F-measure of {what}, 0 to 1; mean over answers",
+        denominator="answers",
+        excludes="answers without a reference; within a text all but the letters a-z and digits, after stemming",
+        source="rouge-score, Google's port of Lin 2004, with stemming",
+        part=score,
     )
+
+
+ROUGE = tuple(_metric(kind, *texts) for kind, texts in _KINDS.items())

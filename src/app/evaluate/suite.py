@@ -1,57 +1,27 @@
 """The suite: a run and its base on the same held-out rows, and the report of it."""
 
-import dataclasses
-import json
-import random
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
-from app.artifact import RunDirectory, write_atomic
-from app.data.records import Conversation
+from app.artifact import Manifest, RunDirectory, write_atomic
+from app.cache import cache_key, content_hash
+from app.evaluate.bootstrap import Estimate
+from app.evaluate.forgetting import forgetting
+from app.evaluate.gate import check_gate, parse_conditions
 from app.evaluate.heldout import Split, choose_split, open_heldout
-from app.evaluate.perplexity import Perplexity, measure_perplexity
-from app.evaluate.rouge import Rouge, measure_rouge
-from app.generate.engine import Engine
-from app.generate.sampling import Sampling
+from app.evaluate.journal import Journal
+from app.evaluate.measure import is_complete, measure
+from app.evaluate.outcome import ANSWER_METRICS, ROW_METRICS, Measured, before_after, by_length, collect
+from app.evaluate.plan import make_plan
+from app.evaluate.prompts import read_prompts
+from app.evaluate.report import as_text, build_report, write_report
 from app.generate.session import open_run
-from app.model.load import Device
+from app.model.load import Device, pick_device
 
-REPORT = "evaluation.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """One model's results; ``rouge`` is None where no answers were generated."""
-
-    perplexity: Perplexity
-    rouge: Rouge | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One held-out question with its reference and both models' answers."""
-
-    id: str
-    question: str
-    reference: str
-    base: str
-    tuned: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """``reports/evaluation.json``: base against tuned on one split."""
-
-    run: str
-    split: Split
-    base: Scores
-    tuned: Scores
-    examples: Sequence[Example]
+SAMPLES, SCORES = "evaluation-samples.jsonl", "evaluation-scores.json"
 
 
 def evaluate_run(
@@ -59,80 +29,120 @@ def evaluate_run(
     *,
     split: Split | None = None,
     data: str | None = None,
-    answers: int = 24,
-    max_tokens: int = 128,
+    answers: int = 100,
+    max_tokens: int = 256,
+    general: bool = True,
+    prompts: Path | None = None,
+    fail_if: Sequence[str] = (),
     batch_size: int = 8,
     device: Device = "auto",
     progress: Progress,
-) -> Evaluation:
-    """Measures the run and its base and writes the report.
+) -> dict[str, Any]:
+    """Measures the run and its base, writes report.json and report.html, and returns the former.
+
+    Every sample's result is kept in ``reports/evaluation-samples.jsonl`` as it comes: an interrupted evaluation of the
+    same run, data and options goes on from there, and a finished one is reported again without opening the model.
 
     Args:
         run: the run directory.
         split: what to measure on; by default the test split, or where that is empty the validation split.
         data: where the data is now, if it has moved.
-        answers: how many held-out questions (drawn with the run's seed) are answered greedily for ROUGE.
+        answers: how many held-out questions (drawn with the run's seed) are answered greedily.
         max_tokens: of each answer.
+        general: whether forgetting is measured.
+        prompts: a file of benchmark prompts.
+        fail_if: conditions of the gate.
         batch_size: rows at a time.
         device: where to run.
         progress: shows how far it is.
 
     Raises:
+        ConfigError: conditions or prompts cannot be read.
         RunError, DataError, ModelError, MachineError: see `open_run` and `open_heldout`.
     """
+    tasks = [
+        *(("heldout",) if answers else ()),
+        *(("general",) if general else ()),
+        *(("prompts",) if prompts else ()),
+    ]
+    conditions = parse_conditions(fail_if, gate_names(tasks))
     directory = RunDirectory(run)
-    module = open_heldout(directory.read_manifest(), data=data, batch_size=batch_size)
-    chosen = choose_split(module, split)
-    session = open_run(run, device=device)
-    samples = draw_questions(module.conversations[chosen], answers, seed=module.seed)
-    batches = module.test_dataloader() if chosen == "test" else module.val_dataloader()
-    engine = Engine(session, slots=batch_size) if samples else None
-
-    scores, texts = {}, {}
-    for name in ("base", "tuned"):
-        with session.base() if name == "base" else nullcontext():
-            task = progress.add_task(f"{name}: perplexity", total=len(module.rows[chosen]))
-            perplexity = measure_perplexity(session, batches, progress=partial(progress.advance, task))
-            texts[name] = generate_answers(engine, samples, max_tokens, f"{name}: answers", progress) if engine else []
-        references = [sample.messages[-1].content for sample in samples]
-        rouge = measure_rouge(texts[name], references) if samples else None
-        scores[name] = Scores(perplexity=perplexity, rouge=rouge)
-
-    evaluation = Evaluation(
-        run=str(run),
-        split=chosen,
-        base=scores["base"],
-        tuned=scores["tuned"],
-        examples=[
-            Example(
-                id=sample.id,
-                question=sample.messages[-2].content,
-                reference=sample.messages[-1].content,
-                base=base,
-                tuned=tuned,
-            )
-            for sample, base, tuned in zip(samples, texts["base"], texts["tuned"], strict=True)
-        ],
+    manifest = directory.read_manifest()
+    adapter = directory.require_adapter()
+    benchmark = read_prompts(prompts, seed=manifest.seed, max_tokens=max_tokens) if prompts else []
+    module = open_heldout(manifest, data=data)
+    plan = make_plan(
+        module,
+        choose_split(module, split),
+        answers=answers,
+        max_tokens=max_tokens,
+        general=general,
+        prompts=benchmark,
     )
-    write_atomic(
-        directory.reports / REPORT, json.dumps(dataclasses.asdict(evaluation), indent=2, ensure_ascii=False) + "\n"
+    target = pick_device(device)
+    key = cache_key(
+        adapter=content_hash(adapter), base=manifest.base, plan=plan.fingerprints, batch=batch_size, device=target.type
     )
-    return evaluation
+    with Journal(directory.reports / SAMPLES, key) as journal:
+        if not is_complete(plan, journal):
+            measure(open_run(run, device=device), plan, journal, batch_size=batch_size, progress=progress)
+        measured = collect(plan, journal)
+        rows = before_after(measured, seed=manifest.seed)
+        forgotten = measure_forgetting(measured, seed=manifest.seed)
+        values = {row.metric.name: row.tuned.value for row in rows}
+        values["forgetting"] = forgotten.value if forgotten else None
+        report = build_report(
+            directory,
+            manifest,
+            plan,
+            journal,
+            rows,
+            by_length=by_length(plan, journal, seed=manifest.seed),
+            forgotten=forgotten,
+            gate=check_gate(conditions, values),
+            device=device_name(target.type),
+        )
+    write_report(directory.reports, report)
+    write_atomic(directory.reports / SCORES, as_text(scores(manifest, measured, plan.fingerprints)))
+    return report
 
 
-def draw_questions(conversations: Sequence[Conversation], count: int, *, seed: int) -> list[Conversation]:
-    """``count`` of them, the same ones for the same seed."""
-    chosen = random.Random(seed).sample(range(len(conversations)), min(count, len(conversations)))
-    return [conversations[index] for index in sorted(chosen)]
+def gate_names(tasks: Sequence[str]) -> list[str]:
+    """What a gate can look at when these tasks are measured beside the held-out rows."""
+    names = [metric.name for metric in ROW_METRICS["heldout"]]
+    names += [metric.name for task in tasks for metric in ANSWER_METRICS[task]]
+    if "general" in tasks:
+        names += ["forgetting", *(m.name for task in ("general_text", "general") for m in ROW_METRICS[task])]
+    return names
 
 
-def generate_answers(
-    engine: Engine, samples: Sequence[Conversation], max_tokens: int, title: str, progress: Progress
-) -> list[str]:
-    """Greedy answers to the last question of each conversation."""
-    task = progress.add_task(title, total=len(samples))
-    prompts = [sample.messages[:-1] for sample in samples]
-    found = engine.generate(
-        prompts, Sampling(temperature=0, max_tokens=max_tokens), progress=lambda _: progress.advance(task)
-    )
-    return [answer.text for answer in found]
+def measure_forgetting(measured: Sequence[Measured], *, seed: int) -> Estimate | None:
+    """Forgetting from the two halves of the general set; None where it was not measured."""
+    halves = [each for each in measured if each.metric.name in ("general_text", "general_answers")]
+    if not halves:
+        return None
+    return forgetting([(each.parts["base"], each.parts["tuned"]) for each in halves], seed=seed)
+
+
+def scores(manifest: Manifest, measured: Sequence[Measured], fingerprints: dict[str, str]) -> dict[str, Any]:
+    """What `compare` needs of this run: each metric's samples, and what they are of."""
+    return {
+        "fingerprints": fingerprints,
+        "seed": manifest.seed,
+        "base": cache_key(base=manifest.base, template=manifest.golden.template_hash),
+        "metrics": {each.metric.name: {"groups": each.groups, **each.parts} for each in measured},
+    }
+
+
+def device_name(kind: str) -> str:
+    """The processor's name, as its driver or the system gives it."""
+    import platform
+
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text("utf-8", "replace").splitlines() if facts.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"CPU {names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
