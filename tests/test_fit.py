@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from app.__main__ import main
 from app.artifact import RunDirectory
+from app.callbacks.checkpoint_files import find_checkpoint
 from app.data.records import prompt
 from app.families import Family
 from app.generate.engine import Engine
@@ -143,13 +144,13 @@ def test_resumed_run_equals_uninterrupted_run(finished: tuple[RunDirectory, list
 
 def test_checkpoints_hold_the_adapter_and_no_base(finished: tuple[RunDirectory, list[str]]) -> None:
     run, _ = finished
-    checkpoint = torch.load(run.checkpoints / "best.ckpt", weights_only=True)
+    checkpoint = torch.load(find_checkpoint(run, "best"), weights_only=True)
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
     assert checkpoint["optimizer_states"]
     assert checkpoint["lr_schedulers"]
     assert "RandomState" in checkpoint["callbacks"]
-    assert checkpoint["SFTDataModule"].keys() == {"epoch", "batch"}
+    assert checkpoint["SFTDataModule"].keys() == {"epoch", "batch", "order"}
 
 
 def test_best_adapter_is_that_of_the_lowest_validation_loss(finished: tuple[RunDirectory, list[str]]) -> None:

@@ -7,25 +7,34 @@
       config.yaml        the full resolved configuration; `fit --config` takes it again
       adapter/           the adapter to use (best by validation loss), as plain peft loads it, with its tokenizer
       adapter-last/      the adapter of the last step saved
-      checkpoints/       best.ckpt, step-*.ckpt: adapter, optimizer, schedule, random states, data position
+      checkpoints/       step-*.ckpt: adapter, optimizer, schedule, random states, data position; each with its hash
       logs/              TensorBoard (and W&B) files
       reports/           what `evaluate` and `export` found
+      .lock              held while a `fit` writes here
 
 After training every stage takes a run directory and nothing else; which model, family, template and quantisation
 were used is in the manifest.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import logging
 import os
+import socket
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from app.errors import MachineError, RunError
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -154,6 +163,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.reports = self.path / "reports"
+        self.lock_path = self.path / ".lock"
 
     def create(self) -> None:
         """Makes the folder.
@@ -171,6 +181,37 @@ class RunDirectory:
                 where="--run",
                 remedy="choose a folder you may write to with --run FOLDER",
             ) from fault
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from writing here.
+
+        The operating system holds the lock and lets go of it when the process dies, however it dies; what the file
+        says is for people. A lock left by a dead process is taken over, with a warning.
+
+        Raises:
+            RunError: another process writes here.
+        """
+        with self.lock_path.open("a+", encoding="utf-8") as file:
+            held = try_lock(file)
+            file.seek(0)
+            holder = file.read().strip()
+            if not held:
+                raise RunError(
+                    f"another process writes to {self.path}: {holder}",
+                    where="--run",
+                    remedy="wait for its end or stop it, or choose another --run",
+                )
+            if holder:
+                log.warning(f"{self.path}: the lock of {holder} is stale, that process is dead; it is taken over")
+            file.truncate(0)
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def write_manifest(self, manifest: Manifest) -> None:
         write_atomic(self.manifest_path, json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n")
@@ -219,6 +260,29 @@ class RunDirectory:
                 remedy="let `fit` reach its first checkpoint or its end",
             )
         return self.adapter
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Takes the operating system's lock on an open file, until it is closed; False where another process has it.
+
+    On Windows a locked byte cannot be read by others, so one far behind the text is locked. A file system without locks
+    (some network drives) protects nothing, with a warning.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(2**30)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by data loader workers
+    except OSError as fault:
+        if fault.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        log.warning(f"{file.name} cannot be locked ({fault.strerror}): start no second run there")
+    return True
 
 
 def write_atomic(path: Path, text: str) -> None:

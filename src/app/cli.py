@@ -1,35 +1,46 @@
 """The trainer's commands: fit, validate and test, by LightningCLI."""
 
+import gc
 import logging
 import math
 import os
-import signal
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from app.artifact import RunDirectory
-from app.callbacks.checkpoints import Checkpoints, find_checkpoint
+from app.callbacks.checkpoint_files import STEP_FILES, clear, find_checkpoint, tidy
+from app.callbacks.checkpoints import Checkpoints
+from app.callbacks.curves import Curves
+from app.callbacks.divergence import Divergence, RolledBack
+from app.callbacks.early_stopping import EarlyStopping
 from app.callbacks.final_validation import FinalValidation
 from app.callbacks.first_batch import FirstBatchCheck
 from app.callbacks.memory import MemoryMonitor
+from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
 from app.callbacks.record import RunRecorder
+from app.callbacks.stop_signals import NAMES, Stopped
 from app.callbacks.throughput import Throughput
 from app.commands.options import BriefErrors
 from app.data.module import SFTDataModule
-from app.errors import AppError, RunError
+from app.errors import AppError, RunError, first_line
+from app.model.ladder import is_out_of_memory
 from app.model.load import pick_device
 from app.model.module import QLoRAModule
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = {
     "max_epochs": 3,
@@ -48,7 +59,17 @@ class Parser(BriefErrors, LightningArgumentParser):
 
 
 class AppCLI(LightningCLI):
-    """Options shared by model and data are named once; the default callbacks have YAML sections of their own."""
+    """Options shared by model and data are named once; the default callbacks have YAML sections of their own.
+
+    Args:
+        held: where the run directory's lock is kept until the command ends.
+        goes_on: whether this attempt follows another one of the same command, and goes on from its checkpoints.
+    """
+
+    def __init__(self, *args: Any, held: ExitStack, goes_on: bool, **kwargs: Any) -> None:
+        self._held, self._goes_on = held, goes_on
+        self._checkpoint: Path | None = None
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -64,6 +85,18 @@ class AppCLI(LightningCLI):
             "--overwrite", type=bool, default=False, help="Start afresh in a run directory that is in use."
         )
         parser.add_argument(
+            "--resume",
+            type=Literal["auto", "never"],
+            default="never",
+            help="auto goes on from the run's newest whole checkpoint, if it has one.",
+        )
+        parser.add_argument(
+            "--preflight",
+            type=bool,
+            default=True,
+            help="Try the longest batch, an evaluation and a save before the first step; changes no result.",
+        )
+        parser.add_argument(
             "--wandb",
             type=Literal["off", "offline", "online"],
             default="off",
@@ -76,6 +109,7 @@ class AppCLI(LightningCLI):
             help="Optimizer steps between validations; the end of training is always validated.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 3})
         parser.link_arguments("model.base", "data.base")
@@ -93,9 +127,16 @@ class AppCLI(LightningCLI):
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
-            self._refuse_to_mix_runs(run)
-        if config.ckpt_path is not None:
-            self.config_init[self.subcommand].ckpt_path = str(find_checkpoint(run, config.ckpt_path))
+            if not self._goes_on and os.environ.get("LOCAL_RANK", "0") == "0":  # the others are its own processes
+                self._held.enter_context(run.locked())
+                tidy(run)
+            self._checkpoint = self._where_to_begin(run)
+        elif config.ckpt_path is not None:
+            self._checkpoint = find_checkpoint(run, config.ckpt_path)
+        self.config_init[self.subcommand].ckpt_path = self._checkpoint and str(self._checkpoint)
+        if not config.preflight:
+            defaults = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [each for each in defaults if not isinstance(each, Preflight)]
         # `validate_every` counts optimizer steps; Lightning counts micro-batches.
         kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
         kwargs["check_val_every_n_epoch"] = None
@@ -107,19 +148,36 @@ class AppCLI(LightningCLI):
             kwargs["logger"] = False
         return super().instantiate_trainer(**kwargs)
 
-    def _refuse_to_mix_runs(self, run: RunDirectory) -> None:
+    def _where_to_begin(self, run: RunDirectory) -> Path | None:
+        """The checkpoint to go on from; None to begin anew."""
         config = self.config["fit"]
-        if config.ckpt_path is None and not config.overwrite and list(run.checkpoints.glob("*.ckpt")):
+        started = any(run.checkpoints.glob(STEP_FILES))
+        if self._goes_on or (config.resume == "auto" and config.ckpt_path is None):
+            return find_checkpoint(run, "last") if started else None
+        if config.ckpt_path is not None:
+            return find_checkpoint(run, config.ckpt_path)
+        if started and not config.overwrite:
             raise RunError(
                 f"{run.path} holds the checkpoints of another run",
                 where="--run",
-                remedy="go on with it by --ckpt_path last, choose another --run, or start afresh with --overwrite true",
+                remedy="go on with it by --resume auto (or --ckpt_path last), choose another --run, or start afresh "
+                "with --overwrite true",
             )
+        clear(run)
+        return None
+
+    def before_fit(self) -> None:
+        """What kept the run alive so far stays in force."""
+        run = RunDirectory(self.config["fit"].run)
+        if (self._goes_on or self._checkpoint is not None) and run.manifest_path.is_file():
+            self.model.adaptations += run.read_manifest().adaptations
+        if self._checkpoint is not None:
+            log.info(f"going on from {self._checkpoint}")
 
     @staticmethod
     def _loggers(run: RunDirectory, wandb: str) -> list[Logger]:
         run.logs.mkdir(parents=True, exist_ok=True)
-        loggers: list[Logger] = [TensorBoardLogger(run.logs, name="", version="tensorboard")]
+        loggers: list[Logger] = [Curves(run.logs)]
         if wandb != "off":
             loggers.append(
                 WandbLogger(name=run.path.name, save_dir=run.logs, project="app", offline=wandb == "offline")
@@ -135,6 +193,7 @@ def default_callbacks() -> list[Callback]:
     """What every run has; early stopping and checkpoints, which have options, are added by AppCLI."""
     return [
         FirstBatchCheck(),
+        Preflight(),
         Throughput(),
         MemoryMonitor(),
         LearningRateMonitor(logging_interval="step"),
@@ -148,25 +207,25 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``fit``, ``validate`` or ``test``; returns the exit status."""
     quieten()
     try:
-        cli = AppCLI(
-            QLoRAModule,
-            SFTDataModule,
-            args=list(argv),
-            save_config_callback=RunRecorder,
-            seed_everything_default=42,
-            trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
-            parser_kwargs={"prog": "python -m app"},
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-        )
+        with ExitStack() as held:
+            cli = run_attempts(argv, held)
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
-    except SIGTERMException:  # a SystemExit that Lightning raises without a status
-        print("stopped; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGTERM
+    except Stopped as stop:
+        done = "before training began" if stop.step is None else f"after step {stop.step}, which is saved"
+        print(f"stopped by {NAMES[stop.signal]} {done}; go on with:\n  {resume_command(argv)}", file=sys.stderr)
+        return 128 + stop.signal
     except MisconfigurationException as fault:
         print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
+        return 2
+    except Exception as fault:
+        if not is_out_of_memory(fault):
+            raise
+        remedy = (
+            f"close what else uses this memory, or lower data.batch_size or data.max_length; {resume_command(argv)}"
+        )
+        print(f"error: out of memory: {first_line(fault)}\n  remedy: {remedy}", file=sys.stderr)
         return 2
     if cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
@@ -174,6 +233,43 @@ def main(argv: Sequence[str]) -> int:
         metrics = cli.trainer.callback_metrics.items()
         print("  ".join(f"{name} {float(value):.4f}" for name, value in metrics))
     return 0
+
+
+def run_attempts(argv: Sequence[str], held: ExitStack) -> AppCLI:
+    """Runs the command; again, from an earlier checkpoint, when a callback says so."""
+    goes_on = False
+    while True:
+        try:
+            return AppCLI(
+                QLoRAModule,
+                SFTDataModule,
+                args=list(argv),
+                save_config_callback=RunRecorder,
+                seed_everything_default=42,
+                trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
+                parser_kwargs={"prog": "python -m app"},
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                held=held,
+                goes_on=goes_on,
+            )
+        except RolledBack:
+            goes_on = True
+        gc.collect()  # the model of the attempt before is in cycles
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """The command that goes on with this one's run."""
+    kept, skip = [], False
+    for part in argv:
+        name, given, _ = part.partition("=")
+        if name in ("--resume", "--overwrite", "--ckpt_path"):
+            skip = not given
+        elif skip:
+            skip = False
+        else:
+            kept.append(part)
+    return f"python -m app {shlex.join(kept)} --resume auto"
 
 
 def report(run: RunDirectory) -> None:
@@ -186,6 +282,10 @@ def report(run: RunDirectory) -> None:
     if "tokens_per_second" in result:
         peak = result["peak_memory"]["process"] / 2**30
         print(f"{result['tokens_per_second']:,.0f} tokens/s, peak memory {peak:.2f} GiB, {result['steps']} steps")
+    lost = {"steps skipped": result.get("skipped_steps"), "saves failed": result.get("failed_saves")}
+    notes = [f"{count} {what}" for what, count in lost.items() if count]
+    for note in (*notes, *(f"since step {each.step}: {each.change} ({each.cause})" for each in manifest.adaptations)):
+        print(note)
     print(f"run {run.path}, logs {run.logs}")
     print(f"next: python -m app evaluate --run {run.path}")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.artifact import RunDirectory
-from app.callbacks.checkpoints import find_checkpoint
+from app.callbacks.checkpoint_files import find_checkpoint
 from app.errors import RunError
 
 

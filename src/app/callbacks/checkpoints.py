@@ -1,8 +1,8 @@
 """Checkpoints: every 50 optimizer steps, the best by validation loss, and the end. Megabytes, never the base."""
 
-import os
-import tempfile
-from pathlib import Path
+import logging
+import math
+import shutil
 from typing import Any
 
 import torch
@@ -10,33 +10,50 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.artifact import RunDirectory
-from app.errors import RunError, first_line, require_ranges
+from app.callbacks.checkpoint_files import by_value, fault_of, prune, read_seal, save_adapter, save_checkpoint
+from app.callbacks.stop_signals import Stopped, StopSignals
+from app.errors import MachineError, first_line, require_ranges
+from app.model.ladder import is_out_of_memory
+from app.model.window import release_memory
 
-STEP_FILES = "step-*.ckpt"
+TOKENIZER_BYTES = 40 * 2**20
+"""More than any tokenizer here takes (Gemma's has 34 MB)."""
+LOG_BYTES = 32 * 2**20
+"""Left free for logs and the manifest: a disk that is full to the last byte helps nobody."""
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
     """Saves what a resume needs and, beside it, the adapter as plain peft loads it.
 
-    ``checkpoints/step-000050.ckpt`` (the newest ``keep`` stay) with ``adapter-last/``, and ``checkpoints/best.ckpt``
-    with ``adapter/``. Without a validation split ``adapter/`` follows the last step.
+    ``checkpoints/step-000050.ckpt`` with ``adapter-last/``; when it is the best yet, with ``adapter/`` too. Without a
+    validation split ``adapter/`` follows the last step. At the end the best adapter is the one in memory and in
+    ``adapter/``. A step with a validation is saved after it, so that a resume knows its outcome.
+
+    A save that fails is reported and tried again a little later; training goes on, and older checkpoints stay.
 
     Lightning's ModelCheckpoint is not used: it cannot save the last step of a run that does not divide by the
-    interval, leaves a stale ``last.ckpt`` beside a versioned one after a resume, and knows nothing of adapters
-    (lightning 2.6.6).
+    interval, leaves a stale ``last.ckpt`` beside a versioned one after a resume, ends the run when the disk is full,
+    and knows nothing of adapters or hashes (lightning 2.6.6).
 
     Args:
-        every: optimizer steps between saves.
-        keep: how many of these stay on disk.
+        every: optimizer steps between saves; no more than these are ever lost.
+        keep: how many of the newest stay on disk.
+        best: how many of the best stay on disk.
         monitor: the metric whose lowest value is the best.
     """
 
-    def __init__(self, every: int = 50, keep: int = 2, monitor: str = "val/loss") -> None:
-        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, 10**6)})
-        self.every, self.keep, self.monitor = every, keep, monitor
+    def __init__(self, every: int = 50, keep: int = 2, best: int = 1, monitor: str = "val/loss") -> None:
+        most = 10**6
+        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, most), "best": (best, 1, most)})
+        self.every, self.keep, self.keep_best, self.monitor = every, keep, best, monitor
         self.best: float | None = None
         self.best_step = 0
+        self.failed_saves = 0
         self._saved_step = 0
+        self._due_step = every
+        self._bytes = 0
+        self._signals = StopSignals()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
@@ -44,104 +61,143 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._signals.install(training=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._signals.remove()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to start where the disk cannot hold what the run will save.
+
+        Raises:
+            MachineError: with what is free and what is needed.
+        """
+        adapter = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+        self._bytes = 3 * adapter + 2**20  # weights and AdamW's two moments, at most as wide
+        run = RunDirectory(trainer.default_root_dir)
+        files = (self.keep + self.keep_best + 1) * self._bytes + 3 * (adapter + TOKENIZER_BYTES) + LOG_BYTES
+        there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+        free = shutil.disk_usage(run.path).free
+        if free < files - there:
+            raise MachineError(
+                f"{run.path} has {free / 2**20:,.0f} MiB of free disk space; this run needs "
+                f"{(files - there) / 2**20:,.0f} MiB for its checkpoints, adapters and logs",
+                where="--run",
+                remedy="free some space, choose a --run on another disk, or lower checkpoints.keep",
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.install(training=True)
         self._saved_step = trainer.global_step
+        self._due_step = (trainer.global_step // self.every + 1) * self.every
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0 and trainer.global_step != self._saved_step:
-            self.save_last(trainer, pl_module)
+        if not trainer.fit_loop._should_accumulate() and not _is_validated_next(trainer):
+            self._end_step(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or value < self.best:
+            before = self.best, self.best_step
             self.best, self.best_step = value, trainer.global_step
-            run = RunDirectory(trainer.default_root_dir)
-            save_checkpoint(trainer, run.checkpoints / "best.ckpt")
-            save_adapter(trainer, pl_module, run.adapter)
-        if trainer.global_step == self._saved_step:
-            # The file was written before this validation; a resume must know its outcome (best, early stopping).
-            self.save_last(trainer, pl_module)
+            if not self.save(trainer, pl_module, value):
+                self.best, self.best_step = before
+        elif self._is_among_best(RunDirectory(trainer.default_root_dir), value):
+            self.save(trainer, pl_module, value)
+        self._end_step(trainer, pl_module, value)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.remove()
         if trainer.global_step != self._saved_step:
-            self.save_last(trainer, pl_module)
+            self.save(trainer, pl_module)
+        if self.best is not None:
+            self._restore_best(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves the last whole step; in the middle of an accumulation window the save before it stands."""
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        whole = progress.current.processed % trainer.accumulate_grad_batches == 0
-        if trainer.state.fn == "fit" and whole and trainer.global_step > self._saved_step:
-            self.save_last(trainer, pl_module)
+        """Saves nothing: what broke in the middle of a step is not to be gone on from."""
+        self._signals.remove()
 
-    def save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = RunDirectory(trainer.default_root_dir)
-        self._saved_step = trainer.global_step
-        save_checkpoint(trainer, run.checkpoints / f"step-{trainer.global_step:06d}.ckpt")
+    def _is_among_best(self, run: RunDirectory, value: float) -> bool:
+        best = [seal.value for path in by_value(run)[: self.keep_best] if (seal := read_seal(path))]
+        return len(best) < self.keep_best or any(worse is not None and value < worse for worse in best)
+
+    def _end_step(self, trainer: Trainer, pl_module: LightningModule, value: float | None = None) -> None:
+        """After a step, and its validation if it had one: saves what is due, and stops if a signal has asked for it."""
+        stop = self._signals.received
+        if (stop or trainer.global_step >= self._due_step) and trainer.global_step != self._saved_step:
+            self.save(trainer, pl_module, value)
+        if stop:
+            raise Stopped(stop, self._saved_step)
+
+    def save(self, trainer: Trainer, pl_module: LightningModule, value: float | None = None) -> bool:
+        """Saves this step and prunes older ones; whether that worked.
+
+        Args:
+            trainer, pl_module: as callbacks get them.
+            value: of the monitored metric at this step.
+        """
+        run, step = RunDirectory(trainer.default_root_dir), trainer.global_step
+        value = value if value is not None and math.isfinite(value) else None
+        try:
+            self._write(trainer, pl_module, run, value)
+        except (
+            Exception
+        ) as fault:  # Lightning, safetensors and tokenizers each raise kinds of their own for a full disk
+            if not is_out_of_memory(fault):
+                return self._report(run, step, first_line(fault))
+            cause = first_line(fault)
+        else:
+            return True
+        release_memory(pl_module.device)
+        try:
+            self._write(trainer, pl_module, run, value)
+        except Exception as fault:
+            return self._report(run, step, f"{first_line(fault)} (at first: {cause})")
+        return True
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, run: RunDirectory, value: float | None) -> None:
+        step = trainer.global_step
+        free = shutil.disk_usage(run.path).free
+        if free < self._bytes + LOG_BYTES:
+            raise OSError(f"{free / 2**20:,.0f} MiB are free, {(self._bytes + LOG_BYTES) / 2**20:,.0f} MiB are needed")
+        self._bytes = save_checkpoint(trainer, run.checkpoints / f"step-{step:06d}.ckpt", value) or self._bytes
+        self._saved_step = step
+        self._due_step = (step // self.every + 1) * self.every
         save_adapter(trainer, pl_module, run.adapter_last)
-        if self.best is None:
+        if self.best is None or self.best_step == step:
             save_adapter(trainer, pl_module, run.adapter)
         if trainer.is_global_zero:
-            for old in sorted(run.checkpoints.glob(STEP_FILES))[: -self.keep]:
-                old.unlink(missing_ok=True)
+            prune(run, keep=self.keep, best=self.keep_best)
 
+    def _report(self, run: RunDirectory, step: int, fault: str) -> bool:
+        self.failed_saves += 1
+        self._due_step = step + max(1, self.every // 5)
+        stands = f"step {self._saved_step} stays the newest" if self._saved_step else "there is none yet"
+        log.warning(f"step {step} could not be saved in {run.path}: {fault}; training goes on, {stands}")
+        return False
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Lightning's checkpoint, whole or not at all: written beside, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    trainer.save_checkpoint(part, weights_only=False)
-    if trainer.is_global_zero:
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-
-
-def save_adapter(trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-    """The adapter and its tokenizer in peft's own layout; each file is replaced whole."""
-    if not trainer.is_global_zero:
-        return
-    model: Any = pl_module.peft_model
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as part:
-        # False: peft would ask the hub for the base's config to see whether its vocabulary was changed.
-        model.save_pretrained(part, save_embedding_layers=False)
-        data.tokenizer.save_pretrained(part)
-        for file in Path(part).iterdir():
-            file.replace(folder / file.name)
-
-
-def find_checkpoint(run: RunDirectory, name: str) -> Path:
-    """The file that ``--ckpt_path`` means: "last", "best", or a path.
-
-    Raises:
-        RunError: there is none, or it is damaged.
-    """
-    if name == "last":
-        steps = sorted(run.checkpoints.glob(STEP_FILES))
-        if not steps:
-            raise RunError(
-                f"{run.path} holds no checkpoint to go on from",
-                where="--ckpt_path last",
-                remedy="start without --ckpt_path; the first checkpoint is written after checkpoints.every steps",
+    def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = RunDirectory(trainer.default_root_dir)
+        path = run.checkpoints / f"step-{self.best_step:06d}.ckpt"
+        fault = fault_of(path) if path.is_file() else "it is gone"
+        if fault is not None:
+            log.warning(
+                f"the best checkpoint {path} cannot be restored: {fault}; {run.adapter} is as it was saved then"
             )
-        path = steps[-1]
-    else:
-        path = run.checkpoints / "best.ckpt" if name == "best" else Path(name)
-    if not path.is_file():
-        raise RunError(
-            f"there is no checkpoint {path}", where="--ckpt_path", remedy="use last, best, or the path of a .ckpt file"
-        )
-    try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as fault:  # torch raises half a dozen kinds for a damaged archive
-        raise RunError(
-            f"the checkpoint {path} is damaged: {first_line(fault)}",
-            where="--ckpt_path",
-            remedy="use the one before it: --ckpt_path FILE",
-        ) from fault
-    return path
+            return
+        best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        pl_module.load_state_dict(best, strict=False)
+        save_adapter(trainer, pl_module, run.adapter)
+
+
+def _is_validated_next(trainer: Trainer) -> bool:
+    """Whether Lightning will run a validation before it goes on (as its loop decides it, lightning 2.6.6)."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(fetcher)

@@ -1,6 +1,7 @@
 """Writes down what a run is: configuration, versions, commit and data, to the loggers and the manifest."""
 
 import dataclasses
+import logging
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +14,14 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from app import __version__
-from app.artifact import Manifest, RunDirectory, Status, write_atomic
+from app.artifact import Adaptation, Manifest, RunDirectory, Status, write_atomic
 from app.callbacks.checkpoints import Checkpoints
+from app.callbacks.divergence import Divergence, RolledBack
 from app.callbacks.memory import MemoryMonitor
 from app.callbacks.throughput import Throughput
 from app.data.tokenize import golden_encoding
+
+log = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -69,6 +73,7 @@ class RunRecorder(SaveConfigCallback):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
         self._manifest: Manifest | None = None
+        self._adaptations: list[Adaptation] = []
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -95,6 +100,7 @@ class RunRecorder(SaveConfigCallback):
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             app_version=__version__,
         )
+        self._adaptations = module.adaptations
         self._write("running", trainer)
         record = {
             "config": config,
@@ -109,17 +115,28 @@ class RunRecorder(SaveConfigCallback):
             elif isinstance(logger, WandbLogger):
                 logger.experiment.config.update(record, allow_val_change=True)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """What keeps a run alive is written down at once: a resume needs it."""
+        if self._manifest is not None and len(self._manifest.adaptations) < len(self._adaptations):
+            self._write("running", trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write("finished", trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write("stopped" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed", trainer)
+        ended: Status = "stopped" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
+        self._write("running" if isinstance(exception, RolledBack) else ended, trainer)
 
     def _write(self, status: Status, trainer: Trainer) -> None:
         if self._manifest is None or not trainer.is_global_zero:
             return
-        self._manifest = dataclasses.replace(self._manifest, status=status, result=_result(trainer))
-        RunDirectory(trainer.default_root_dir).write_manifest(self._manifest)
+        self._manifest = dataclasses.replace(
+            self._manifest, status=status, result=_result(trainer), adaptations=tuple(self._adaptations)
+        )
+        try:
+            RunDirectory(trainer.default_root_dir).write_manifest(self._manifest)
+        except OSError as fault:
+            log.warning(f"the manifest could not be written: {fault.strerror}; the one before it stands")
 
 
 def _result(trainer: Trainer) -> dict[str, Any]:
@@ -131,6 +148,9 @@ def _result(trainer: Trainer) -> dict[str, Any]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer.__init__
         if isinstance(callback, Checkpoints):
             result |= {"best_val_loss": callback.best, "best_step": callback.best_step}
+            result["failed_saves"] = callback.failed_saves
+        elif isinstance(callback, Divergence):
+            result |= {"skipped_steps": callback.skipped, "spikes": callback.spikes}
         elif isinstance(callback, MemoryMonitor):
             result["peak_memory"] = dataclasses.asdict(callback.peak)
         elif isinstance(callback, Throughput) and callback.seconds:
