@@ -13,7 +13,7 @@ from app.kernels.embedding import gather_rows
 from app.model.accelerate import Acceleration
 from app.model.activation_store import LayerPlan
 from app.model.fast_layer import FastLayer, Positions
-from app.model.memory_plan import layer_sizes, plan_layers
+from app.model.memory_plan import LayerSizes, layer_sizes, plan_layers
 
 RESERVE = 320 * 2**20
 """Bytes left over for the CUDA graph itself and for what the allocator cannot reuse.
@@ -80,12 +80,51 @@ def fit_to_budget(
     trial = try_layer(layers[0], rows=rows, length=length, device=device)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    head = HEAD_BYTES + 4 * sizes.bytes["hidden"]
-    available = budget - (total - free) - state_bytes - max(trial.transient, head) - RESERVE
-    offloadable = 0
-    if offload:
-        offloadable = int(BUS_SHARE * copy_bandwidth(device) * trial.forward_seconds * len(layers))
-    plans = plan_layers(sizes, len(layers), available=available, offloadable=offloadable)
+    plans = choose_plans(
+        sizes,
+        len(layers),
+        trial,
+        rows=rows,
+        length=length,
+        budget=budget,
+        used=total - free,
+        state_bytes=state_bytes,
+        bandwidth=copy_bandwidth(device) if offload else 0.0,
+    )
+    acceleration.set_plans(plans)
+    return plans
+
+
+def choose_plans(
+    sizes: LayerSizes,
+    layers: int,
+    trial: Trial,
+    *,
+    rows: int,
+    length: int,
+    budget: int,
+    used: int,
+    state_bytes: int,
+    bandwidth: float,
+) -> list[LayerPlan]:
+    """The memory plan for a trial's figures; `app.plan` asks it for the same plan without a GPU.
+
+    Args:
+        sizes: of one layer's results.
+        layers: how many.
+        trial: of one layer, measured or predicted.
+        rows, length: of a micro-batch.
+        budget: bytes of GPU memory as the driver counts them for the whole card.
+        used: of these, in use before the step.
+        state_bytes: what the optimizer will still allocate.
+        bandwidth: bytes per second to pinned CPU memory; 0 leaves everything on the GPU.
+
+    Raises:
+        MachineError: not even the smallest plan fits.
+    """
+    available = budget - used - state_bytes - work_bytes(trial, sizes) - RESERVE
+    offloadable = int(BUS_SHARE * bandwidth * trial.forward_seconds * layers)
+    plans = plan_layers(sizes, layers, available=available, offloadable=offloadable)
     if plans is None:
         raise MachineError(
             f"a step of {rows} x {length} tokens does not fit in {budget / 2**20:,.0f} MiB: model, optimizer and the "
@@ -93,8 +132,12 @@ def fit_to_budget(
             where="model.memory_budget",
             remedy="use fewer or shorter rows, a smaller rank, or a larger budget",
         )
-    acceleration.set_plans(plans)
     return plans
+
+
+def work_bytes(trial: Trial, sizes: LayerSizes) -> int:
+    """What a layer, or the output head with its logits, takes at its peak."""
+    return max(trial.transient, HEAD_BYTES + 4 * sizes.bytes["hidden"])
 
 
 def try_layer(layer: FastLayer, *, rows: int, length: int, device: torch.device) -> Trial:
