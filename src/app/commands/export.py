@@ -153,12 +153,21 @@ def ollama(
     return _report(outcome)
 
 
-def bento(run: Path, name: str | None = None, verify: bool = True, data: Path | None = None, prompts: int = 16) -> int:
+def bento(
+    run: Path,
+    name: str | None = None,
+    include_base: bool = False,
+    verify: bool = True,
+    data: Path | None = None,
+    prompts: int = 16,
+) -> int:
     """The run in BentoML's model store, where the service finds it.
 
     Args:
         run: the run directory.
         name: in the store; the run's own by default.
+        include_base: store the base's weights too, for machines without a hub; otherwise the service gets them by the
+            id in the manifest, and a base in a folder stays where it is.
         verify: compare the copy's answers with the run's; exit 1 (and no entry in the store) if they differ.
         data: prepared JSONL to compare at; the run's test or validation split by default.
         prompts: how many conversations of it at most.
@@ -167,7 +176,9 @@ def bento(run: Path, name: str | None = None, verify: bool = True, data: Path | 
 
     _require_positive(prompts=prompts)
     with _bars() as bars:
-        outcome, tag = export_bento(run, name=name, verify=verify, data=data, prompts=prompts, bars=bars)
+        outcome, tag = export_bento(
+            run, name=name, include_base=include_base, verify=verify, data=data, prompts=prompts, bars=bars
+        )
     if outcome.passed:
         print(f"BentoML model {tag}")
     return _report(outcome)

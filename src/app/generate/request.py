@@ -48,10 +48,19 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """New text of a running answer; the last one carries the whole ``answer``. ``text`` may be empty."""
+    """New text of a running answer; the last one carries the whole ``answer``. ``text`` may be empty.
+
+    Attributes:
+        text: what the answer grew by.
+        answer: with the last chunk, all of it.
+        token_ids: chosen since the chunk before; their text may still be held back.
+        logprobs: of these tokens, where they were asked for.
+    """
 
     text: str
     answer: Answer | None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Request:
@@ -89,6 +98,7 @@ class Request:
         self._stop_ids = stop_ids
         self._on_chunk = on_chunk
         self._logprobs: list[TokenLogprob] = []
+        self._reported = 0
         self._cancelled = False
         self._submitted = time.perf_counter()
         self._first = self._last = 0.0
@@ -153,7 +163,7 @@ class Request:
             self.finish("length", text)
             return False
         if text:
-            self._report(Chunk(text=text, answer=None))
+            self._report(text)
         return True
 
     def note_draft(self, drafted: int, right: int) -> None:
@@ -180,8 +190,17 @@ class Request:
             drafts=(self.drafts[0], self.drafts[1]),
             logprobs=tuple(self._logprobs) if self.sampling.logprobs is not None else None,
         )
-        self._report(Chunk(text=text, answer=self.answer))
+        self._report(text)
 
-    def _report(self, chunk: Chunk) -> None:
-        if self._on_chunk is not None:
-            self._on_chunk(chunk)
+    def _report(self, text: str) -> None:
+        if self._on_chunk is None:
+            return
+        before, self._reported = self._reported, self.written
+        self._on_chunk(
+            Chunk(
+                text=text,
+                answer=self.answer,
+                token_ids=tuple(self.tokens[self._prompt + before :]),
+                logprobs=tuple(self._logprobs[before:]),
+            )
+        )

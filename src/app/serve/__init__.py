@@ -1,0 +1,1 @@
+"""The REST API: FastAPI routes over the generation engine, carried by a BentoML service."""
