@@ -20,6 +20,14 @@ COMMANDS = {
         "app.commands.evaluate:main",
         "is the tuned model better than its base? python -m app evaluate --run runs/mistral",
     ),
+    "compare": (
+        "app.commands.compare:main",
+        "which run is better, and is it real? python -m app compare --runs runs/a runs/b base",
+    ),
+    "benchmark": (
+        "app.commands.benchmark:main",
+        "how fast a run answers: time to first token, tokens/s, memory",
+    ),
     "chat": ("app.commands.chat:main", "talk to a run or a base model: python -m app chat --run runs/mistral"),
     "export": (
         "app.commands.export:main",

@@ -57,7 +57,7 @@ def chat(
         device: where the model runs.
         history: file that keeps the typed lines.
     """
-    _check_source(run, base, family)
+    check_source(run, base, family, command="chat")
     question = _one_question(prompt)
     if json and question is None:
         raise ConfigError("--json needs a question", where="--json", remedy='add --prompt "…", or pipe it in')
@@ -82,12 +82,17 @@ def chat(
     return Terminal(session, engine, sampling, system=system, history=history).run()
 
 
-def _check_source(run: Path | None, base: str | None, family: str | None) -> None:
+def check_source(run: Path | None, base: str | None, family: str | None, *, command: str) -> None:
+    """Refuses options that name no model, or two.
+
+    Raises:
+        ConfigError: saying which of --run, --base and --family is missing or too much.
+    """
     if (run is None) == (base is None):
         raise ConfigError(
             "name either a run or a base model",
             where="--run, --base",
-            remedy="chat --run runs/NAME, or chat --base models/SmolLM2-135M-Instruct --family smollm2",
+            remedy=f"{command} --run runs/NAME, or {command} --base models/SmolLM2-135M-Instruct --family smollm2",
         )
     if base is not None and family is None:
         raise ConfigError("--base needs --family", where="--family", remedy="add --family NAME, such as smollm2")
