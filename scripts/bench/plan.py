@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from app.families import get_family
+from app.plan.cards import find_card
+from app.plan.gpu import Gpu
 from app.plan.memory import MemoryPlan, plan_memory
-from app.plan.options import FitOptions, read_options
+from app.plan.options import read_options
 from app.plan.shapes import shape_of
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # as `python -m app` does
@@ -174,15 +176,18 @@ def write_inputs(args: argparse.Namespace, family: str, folder: Path) -> None:
         (folder / "data" / f"{split}.jsonl").write_text("".join(lines), "utf-8")
 
 
-def planned(args: argparse.Namespace, family: str) -> tuple[FitOptions, MemoryPlan]:
+def planned(args: argparse.Namespace, family: str, name: str) -> MemoryPlan:
+    """The plan for the card that was measured, with nothing else on it."""
     options = read_options([ROOT / "configs" / f"{family}.yaml"], changes(args, Path()))
     facts = get_family(family)
-    return options, plan_memory(shape_of(model_config(args, family), facts), facts, options)
+    gpu = Gpu(name=name, total=find_card(name).memory, reserved=0, used=0)
+    return plan_memory(shape_of(model_config(args, family), facts), facts, options, gpu)
 
 
 def report(family: str, plan: MemoryPlan, seen: dict[str, Any], *, gpu: bool) -> list[str]:
     """Lines of the table: each part, and the peak."""
     sizes = {part.name: part.bytes for part in plan.parts}
+    sizes.setdefault("embeddings, head, norms", sizes.get("head, norms", 0))
     rows = [(name, sizes[name], seen[name]) for name in RESIDENT]
     if gpu:
         peak, resident = seen["peak"], sum(seen[name] for name in RESIDENT)
@@ -226,8 +231,9 @@ def main() -> None:
             lines.append(f"| {family} | failed: exit status {done.returncode} | | | |")
             continue
         print(result, flush=True)
-        _, plan = planned(args, family)
-        lines += report(family, plan, json.loads(result), gpu=not args.tiny)
+        seen = json.loads(result)
+        plan = planned(args, family, seen.get("gpu", "rtx4060"))
+        lines += report(family, plan, seen, gpu=not args.tiny)
     print("\n".join(lines))
 
 

@@ -119,15 +119,14 @@ def transient(shape: ModelShape, tokens: int, *, fp8: bool) -> int:
     """What `app.model.budget.try_layer` measures: one layer's forward and backward pass, everything recomputed.
 
     The most is in the MLP's backward pass over one tile of tokens (`FastLayer._mlp_backward`). Beside the tile's own
-    live the recomputed attention, the residual stream, the normed input and its gradient; over several tiles the
-    decoded weights stay too.
+    live the recomputed attention, the residual stream and its gradient; over several tiles the decoded weights stay too.
     """
     element, tile = 2, min(tokens, TILE)
     eighth = 1 if fp8 else 0
     matrix = shape.inner * shape.width  # down; gate and up together are two
     decoded = 1 if fp8 else element
-    beside = tokens * (element * (3 * shape.width + 2 * shape.query_width + 2 * shape.key_width) + 4 * shape.heads)
-    beside += tokens * eighth * shape.width
+    beside = tokens * (element * (2 * shape.width + 2 * shape.query_width + 2 * shape.key_width) + 4 * shape.heads)
+    beside += tile * (element + eighth) * shape.width
     inner = tile * shape.inner
     recomputing = 2 * decoded * matrix + 3 * element * inner + eighth * inner
     gate = 6 * element * inner + 2 * eighth * inner

@@ -1,13 +1,16 @@
 """What training holds on the card at its most, part by part; the parts that meet at that moment add up to the peak."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from app.families import Family
+from app.plan.cards import find_card
+from app.plan.gpu import Gpu
 from app.plan.options import FitOptions
 from app.plan.plain_step import FLOAT32, plain_step
 from app.plan.shapes import Linear, ModelShape
+from app.plan.speed import COPY_FROM_HOST, Precision, step_seconds, step_work
 
 NF4_BLOCK = 64
 SCALE_BLOCK = 256
@@ -41,11 +44,17 @@ class MemoryPlan:
     Attributes:
         parts: in the order in which they come about.
         policy: which layers, and what they keep, copy out and recompute.
+        precision: of the products with frozen weights; "plain" for transformers' own layers.
+        recomputed: share of a forward pass's products that is done again.
+        attention_again: share of the layers whose attention is.
         host: bytes of pinned CPU memory.
     """
 
     parts: tuple[Part, ...]
     policy: str
+    precision: Precision
+    recomputed: float
+    attention_again: float
     host: int = 0
 
     @property
@@ -54,52 +63,120 @@ class MemoryPlan:
         return sum(part.bytes for part in self.parts if part.at_peak)
 
 
-def plan_memory(shape: ModelShape, family: Family, options: FitOptions) -> MemoryPlan:
-    """Memory of a run on a GPU."""
+def plan_memory(shape: ModelShape, family: Family, options: FitOptions, gpu: Gpu) -> MemoryPlan:
+    """Memory of a run on ``gpu``.
+
+    Raises:
+        MachineError: not even the smallest plan of the fast layers fits.
+        ConfigError: ``model.memory_budget`` is no size.
+    """
+    precision = precision_of(options.model, gpu)
+    adapted = adapted_layers(shape, family, options.model["targets"])
+    if precision == "plain":
+        return _plain(shape, adapted, options)
+    return _fast(shape, adapted, options, gpu, precision)
+
+
+def precision_of(model: Mapping[str, Any], gpu: Gpu) -> Precision:
+    """Which layers `app.model.accelerate` would choose: the fast ones serve NF4 weights and plain adapters alone."""
+    covered = model["quantization"] == "nf4" and not model["dora"] and not model["dropout"]
+    if model["kernels"] == "none" or not covered:
+        return "plain"
+    if model["kernels"] == "fp8":
+        return "fp8" if gpu.card is None or gpu.card.fp8 else "plain"
+    return "bf16"
+
+
+def _plain(shape: ModelShape, adapted: Sequence[Linear], options: FitOptions) -> MemoryPlan:
     from app.kernels.linear_cross_entropy import CHUNK_ELEMENTS
 
-    model = options.model
-    rows, length = options.micro_batch
-    adapted = adapted_layers(shape, family, model["targets"])
-    element = FLOAT32 if model["dtype"] == "float32" else 2
+    model, (rows, length) = options.model, options.micro_batch
+    checkpointing = model["gradient_checkpointing"]
     step = plain_step(
         shape,
         rows=rows,
         length=length,
         adapted=[linear.name for linear in adapted],
-        element=element,
+        element=_element(model),
         quantised=model["quantization"] == "nf4",
-        checkpointing=model["gradient_checkpointing"],
+        checkpointing=checkpointing,
         dropout=model["dropout"] > 0,
         eager=model["attention"] == "eager",
         padded=rows > 1 and not options.data["packing"],
         chunk_elements=CHUNK_ELEMENTS,
     )
-    work, other = ("one block", step.block), ("output head and loss", step.head)
+    kept = "inputs of the blocks, which are recomputed" if checkpointing else "all results of the blocks"
+    head = "output head and loss, a chunk at a time"
+    work, other = ("of one block", step.block), (f"{head}; at another moment", step.head)
     if step.head > step.block:
-        work, other = other, work
-    kept = (
-        "inputs of the blocks, which are recomputed"
-        if model["gradient_checkpointing"]
-        else "all of the blocks' results"
-    )
-    parts = [
+        work, other = (head, step.head), ("of one block; at another moment", step.block)
+    parts = (
         *resident_parts(shape, adapted, model),
         Part(name="activations kept", bytes=step.saved, note=f"{rows} x {length} tokens: {kept}"),
         Part(name="work in progress", bytes=work[1], note=work[0]),
-        Part(name="logits", bytes=other[1], note=f"{other[0]}, a chunk at a time; at another moment", at_peak=False),
-        Part(name="CUDA context", bytes=CONTEXT, note="driver, libraries and their workspaces"),
+        Part(name="logits" if work[0] != head else "a block", bytes=other[1], note=other[0], at_peak=False),
+        Part(name="CUDA context", bytes=CONTEXT, note="driver and libraries"),
         Part(name="allocator slack", bytes=int(SLACK * (step.saved + work[1])), note="gaps that no tensor fits"),
-    ]
-    policy = "plain layers, " + (
-        "each recomputed in the backward pass" if model["gradient_checkpointing"] else "nothing recomputed"
     )
-    return MemoryPlan(parts=tuple(parts), policy=policy)
+    policy = "each recomputed in the backward pass" if checkpointing else "nothing recomputed"
+    recomputed = float(checkpointing)
+    return MemoryPlan(
+        parts=parts, policy=f"plain layers, {policy}", precision="plain", recomputed=recomputed,
+        attention_again=recomputed,
+    )  # fmt: skip
 
 
-def resident_parts(shape: ModelShape, adapted: Sequence[Linear], model: Any) -> list[Part]:
+def _fast(
+    shape: ModelShape, adapted: Sequence[Linear], options: FitOptions, gpu: Gpu, precision: Literal["bf16", "fp8"]
+) -> MemoryPlan:
+    from app.model.budget import HEAD_BYTES
+    from app.model.fast_step import DESKTOP, parse_budget
+    from app.plan.fast_layers import fast_plan
+
+    model, (rows, length) = options.model, options.micro_batch
+    resident = resident_parts(shape, adapted, model)
+    on_host = 0 if shape.tied else 2 * shape.vocabulary * shape.width
+    resident[1] = replace(resident[1], bytes=resident[1].bytes - on_host)
+    if on_host:
+        resident[1] = replace(resident[1], name="head, norms", note="input embeddings lie in CPU memory")
+    optimizer = resident.pop()
+    card = gpu.card or find_card("rtx4060-laptop")
+    forward = step_work(
+        shape, rows=rows, length=length, trained=0, rank=model["rank"], precision=precision, recomputed=0.0,
+        attention_again=0.0,
+    )  # fmt: skip
+    plan = fast_plan(
+        shape,
+        rows=rows,
+        length=length,
+        rank=model["rank"],
+        adapted=[linear.name for linear in adapted],
+        fp8=precision == "fp8",
+        budget=parse_budget(model["memory_budget"]) or gpu.total - gpu.reserved - DESKTOP,
+        used=gpu.used + CONTEXT + sum(part.bytes for part in resident),
+        state_bytes=optimizer.bytes,
+        # A step without recomputation is a forward pass and about twice as much again.
+        forward_seconds=step_seconds(forward, card) / 3 / shape.layers,
+        bandwidth=COPY_FROM_HOST * card.pcie,
+    )
+    parts = (
+        *resident,
+        optimizer,
+        Part(name="activations kept", bytes=plan.kept, note=f"{rows} x {length} tokens"),
+        Part(name="work in progress", bytes=plan.work, note="of one layer, or of the head with its logits"),
+        Part(name="logits", bytes=HEAD_BYTES, note="a chunk at a time; at another moment", at_peak=False),
+        Part(name="CUDA context", bytes=CONTEXT, note="driver and libraries"),
+        Part(name="allocator slack", bytes=plan.reserve, note="CUDA graph and gaps"),
+    )
+    return MemoryPlan(
+        parts=parts, policy=plan.description, precision=precision, recomputed=plan.recomputed,
+        attention_again=plan.attention_again, host=plan.host + on_host,
+    )  # fmt: skip
+
+
+def resident_parts(shape: ModelShape, adapted: Sequence[Linear], model: Mapping[str, Any]) -> list[Part]:
     """What stays on the card for the whole run."""
-    element = FLOAT32 if model["dtype"] == "float32" else 2
+    element = _element(model)
     weights, note = element * shape.block_weights, "of all blocks, 16 bits"
     if model["quantization"] == "nf4":
         weights = shape.layers * sum(nf4_bytes(linear, model["double_quant"]) for linear in shape.linears)
@@ -137,3 +214,8 @@ def adapted_layers(shape: ModelShape, family: Family, targets: Collection[str]) 
     """The linear layers of a block that get an adapter."""
     names = family.lora_targets if list(targets) == ["all"] else targets
     return [linear for linear in shape.linears if linear.name in names]
+
+
+def _element(model: Mapping[str, Any]) -> int:
+    """Bytes of an activation: on a GPU ``auto`` is a 16-bit type."""
+    return FLOAT32 if model["dtype"] == "float32" else 2

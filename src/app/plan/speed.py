@@ -15,7 +15,7 @@ from app.plan.shapes import ModelShape
 Precision = Literal["plain", "bf16", "fp8"]
 COPY_SHARE = 0.9
 """Of the data sheet's bandwidth, what a copy on the card reaches (H100: 3.03 of 3.35 TB/s, 2026-11)."""
-BUS_SHARE = 0.76
+COPY_FROM_HOST = 0.76
 """Of the bus's rate, what a copy from pinned memory reaches: about 12 GB/s on PCIe 4.0 x8 (RTX 4060)."""
 
 SHARES: dict[str, float] = {
