@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,10 +47,19 @@ def test_more_memory_never_recomputes_more() -> None:
 def test_the_most_useful_bytes_are_kept_first() -> None:
     plans = plan_layers(SIZES, 4, available=(4 * 16 + 2 * 56) * MIB, offloadable=0)
     assert plans is not None
-    assert [plan.gate_up for plan in plans] == ["recompute", "recompute", "keep", "keep"]
+    assert [plan.gate_up for plan in plans] == ["keep", "recompute", "keep", "recompute"]
     assert describe_plans(plans) == (
-        "4 layers: inputs 4 kept; attention 4 recomputed; residual 4 recomputed; MLP 2 recomputed, 2 kept"
+        "4 layers: inputs 4 kept; attention 4 recomputed; residual 4 recomputed; MLP 2 kept, 2 recomputed"
     )
+
+
+def test_what_is_offloaded_leaves_at_an_even_pace() -> None:
+    plans = plan_layers(SIZES, 32, available=600 * MIB, offloadable=1200 * MIB)
+    assert plans is not None
+    copied = [sum(SIZES.bytes[name] for name in NAMES if getattr(plan, name) == "offload") for plan in plans]
+    assert max(copied) > 0
+    for quarter in range(4):
+        assert sum(copied[quarter * 8 : quarter * 8 + 8]) == pytest.approx(sum(copied) / 4, rel=0.35)
 
 
 def test_too_little_is_refused() -> None:

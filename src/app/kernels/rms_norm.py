@@ -82,6 +82,7 @@ def rms_norm_backward(
     *,
     unit_offset: bool,
     residual_grad: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gradient of the norm's input, plus the gradient that reaches it past the norm.
 
@@ -90,8 +91,9 @@ def rms_norm_backward(
         hidden: the norm's input [T, D].
         weight, eps, unit_offset: as in the forward pass.
         residual_grad: [T, D].
+        out: where the result is written, [T, D]; made if it is None.
     """
-    out = torch.empty_like(hidden)
+    out = torch.empty_like(hidden) if out is None else out
     if not use_triton(hidden):
         x, factor = hidden.float(), (1.0 + weight.float()) if unit_offset else weight.float()
         inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)

@@ -132,6 +132,8 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
         store.begin()
         for layer in layers:
             flat = layer(flat, positions)
+        if torch.is_grad_enabled():
+            store.prefetch(len(layers) - 1)  # while the head computes
         normed: Tensor = _FinalNorm.apply(flat, final_norm)  # type: ignore[no-untyped-call]
         return BaseModelOutputWithPast(last_hidden_state=normed.unflatten(0, (rows, length)))
 

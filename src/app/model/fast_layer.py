@@ -37,9 +37,11 @@ class Norm:
     ) -> tuple[torch.Tensor, Rows]:
         return rms_norm(hidden, self.weight, self.eps, unit_offset=self.unit_offset, fp8=fp8, added=added)
 
-    def backward(self, grad: torch.Tensor, hidden: torch.Tensor, residual_grad: torch.Tensor) -> torch.Tensor:
+    def backward(
+        self, grad: torch.Tensor, hidden: torch.Tensor, residual_grad: torch.Tensor, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return rms_norm_backward(
-            grad, hidden, self.weight, self.eps, unit_offset=self.unit_offset, residual_grad=residual_grad
+            grad, hidden, self.weight, self.eps, unit_offset=self.unit_offset, residual_grad=residual_grad, out=out
         )
 
 
@@ -147,15 +149,12 @@ class FastLayer:
         fused, out, lse = attended
         saved = self.store.load(self.index, "middle")
         if saved is None:
-            added, _ = self._project(self.output, self._quantise(out), projected["output"])
-            middle, x = self.mlp_norm(hidden, fp8=self.fp8, added=added)
-            del added
+            middle, _ = self._project(self.output, self._quantise(out), projected["output"])
+            middle += hidden
         else:
-            middle, x = self.mlp_norm(saved[0], fp8=self.fp8)
-        grad_x, gate_up_grads, down_grads = self._mlp_backward(grad, x, projected)
-        del x
-        grad_middle = self.mlp_norm.backward(grad_x, middle, grad)
-        del grad_x, middle, saved
+            (middle,) = saved
+        grad_middle, gate_up_grads, down_grads = self._mlp_backward(grad, middle, projected)
+        del middle, saved
 
         grad_out, output_grads = self._linear_backward(
             self.output, self._quantise(grad_middle), out, projected["output"]
@@ -169,12 +168,12 @@ class FastLayer:
         return (self.attention_norm.backward(grad_x, hidden, grad_middle) if to_input else None), grads
 
     def _mlp_backward(
-        self, grad: torch.Tensor, x: Rows, projected: dict[str, torch.Tensor | None]
+        self, grad: torch.Tensor, middle: torch.Tensor, projected: dict[str, torch.Tensor | None]
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Gradient of the MLP's input and of its adapters."""
+        """Gradient of the residual stream before the MLP and its norm, and of the MLP's adapters."""
         kept = self.store.load(self.index, "gate_up")
         tiles = _tiles(grad.shape[0])
-        grad_x = torch.empty_like(grad)
+        grad_middle = torch.empty_like(grad)
         gate_up_lora, down_lora = self.gate_up.stack(), self.down.stack()
         gate_up_sum, down_sum = _GradSum(), _GradSum()
         weights = _Weights(self, hold=len(tiles) > 1)
@@ -183,9 +182,10 @@ class FastLayer:
                 self._quantise(grad[tile]), weights.down_transposed(), down_lora
             )
             gate_up = self._kept_tile(kept, index)
+            _, x = self.mlp_norm(middle[tile], fp8=self.fp8 and gate_up is None)
             if gate_up is None:
                 recomputed, _ = self.gate_up.forward(
-                    x[tile], weights.gate_up(), gate_up_lora, _rows(projected["gate_up"], tile)
+                    x, weights.gate_up(), gate_up_lora, _rows(projected["gate_up"], tile)
                 )
                 gate_up = Rows(value=recomputed)
                 del recomputed
@@ -195,15 +195,17 @@ class FastLayer:
                 self.down.adapter_grads(grad[tile], active, _rows(projected["down"], tile), down_projected_grad)
             )
             del active
-            grad_x[tile], gate_up_projected_grad = self.gate_up.backward(
+            grad_x, gate_up_projected_grad = self.gate_up.backward(
                 grad_gate_up, weights.gate_up_transposed(), gate_up_lora
             )
+            self.mlp_norm.backward(grad_x, middle[tile], grad[tile], out=grad_middle[tile])
+            del grad_x
             gate_up_sum.add(
                 self.gate_up.adapter_grads(
-                    grad_gate_up.value, x.value[tile], _rows(projected["gate_up"], tile), gate_up_projected_grad
+                    grad_gate_up.value, x.value, _rows(projected["gate_up"], tile), gate_up_projected_grad
                 )
             )
-        return grad_x, self.gate_up.split_grads(gate_up_sum.total), self.down.split_grads(down_sum.total)
+        return grad_middle, self.gate_up.split_grads(gate_up_sum.total), self.down.split_grads(down_sum.total)
 
     def _kept_tile(self, kept: tuple[torch.Tensor, ...] | None, index: int) -> Rows | None:
         if kept is None:
