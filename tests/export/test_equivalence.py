@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from app.data.records import Conversation, Message, dump_line
 from app.errors import DataError
 from app.export import gguf_file
+from app.export.adapter import Adapter
 from app.export.check import BOUNDS, Verdict, bounds_for, gather_references, judge
 from app.export.equivalence import Distance, Sample, bootstrap, collect, compare
 from app.export.exporter import export_merged
@@ -102,46 +103,52 @@ def test_bounds_get_wider_with_fewer_bits() -> None:
     assert bounds_for("iq4_xs") is BOUNDS["iq4"]
 
 
-MISTAKES: dict[str, tuple[str, dict[str, Any]]] = {
-    "no mistake": ("mistral", {}),
-    "permutation forgotten": ("mistral", {"permute_qk": False}),
-    "norm offset forgotten": ("gemma", {"norm_offset": 0.0}),
-}
+def mistakes(family: Family) -> dict[str, dict[str, Any]]:
+    """What a converter for this family could get wrong: its two switches the other way round."""
+    found: dict[str, dict[str, Any]] = {"norms": {"norm_offset": 0.0 if family.gguf.norm_offset else 1.0}}
+    if any(target == "q_proj" for target in family.lora_targets):  # Phi-3's fused matrix has no rows of q to reorder
+        found["order of q and k"] = {"permute_qk": not family.gguf.permute_qk}
+    return found
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_verdict_catches_a_forgotten_permutation_or_norm_offset(
-    mistake: str, make_run: MakeRun, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_report_passes_the_model_and_catches_every_familys_mistakes(
+    family: Family, make_run: MakeRun, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llama_cpp")
     from app.export.runtime import LlamaCpp
 
-    family_name, change = MISTAKES[mistake]
-
-    def mistaken(family: Family, config: Any, names: list[str]) -> Layout:
-        return dataclasses.replace(make_layout(family, config, names), **change)
-
-    monkeypatch.setattr(gguf_file, "make_layout", mistaken)
-    tuned = open_tuned(make_run(tiny(family_name), family_name))
-    file = gguf_file.write_gguf(tuned, tmp_path / "model.gguf", quant="f16", advance=lambda amount: None)
+    tuned = open_tuned(make_run(tiny(family.name), family.name))
     samples, _ = held_out(tuned, data=None, count=4)
     references = gather_references(tuned, samples, tmp_path / "references", advance=lambda: None)
-    with LlamaCpp(file, context=256) as model:
-        verdict = judge(model, tuned, references, name="model", kind="f16", advance=lambda: None)
-    assert verdict.passed == (mistake == "no mistake"), verdict.faults
-    assert bool(verdict.faults) != verdict.passed
+    bare = dataclasses.replace(tuned, adapter=Adapter(updates={}, replaced={}, config=tuned.adapter.config))
+    verdicts = []
+    for name, model, change in [
+        ("right", tuned, {}),
+        ("adapter", bare, {}),
+        *((name, tuned, change) for name, change in mistakes(family).items()),
+    ]:
+
+        def layout(*arguments: Any, change: dict[str, Any] = change) -> Layout:
+            return dataclasses.replace(make_layout(*arguments), **change)
+
+        monkeypatch.setattr(gguf_file, "make_layout", layout)
+        file = gguf_file.write_gguf(model, tmp_path / f"{name}.gguf", quant="f16", advance=lambda amount: None)
+        with LlamaCpp(file, context=256) as scorer:
+            verdicts.append(judge(scorer, tuned, references, name=name, kind="f16", advance=lambda: None))
+    assert [verdict.name for verdict in verdicts if verdict.passed] == ["right"]
+    assert all(bool(verdict.faults) != verdict.passed for verdict in verdicts)
     report = write_report(
         tmp_path,
         "gguf",
-        [verdict],
+        verdicts,
         source="tests",
         samples=samples,
         run=references.run,
         twin=references.twin,
         twin_dtype=references.twin_dtype,
     ).read_text()
-    assert ("Why model failed" in report) != verdict.passed
-    assert "side by side" in report and f"{verdict.run.positions} answer tokens of 4" in report
+    assert [f"Why {verdict.name} failed" in report for verdict in verdicts] == [not v.passed for v in verdicts]
+    assert "side by side" in report and f"{verdicts[0].run.positions} answer tokens of 4" in report
 
 
 def test_a_wrong_merge_is_not_put_in_place_of_a_right_one(

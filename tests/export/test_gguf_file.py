@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigError, ModelError
-from app.export import gguf_file
 from app.export import tuned as module_tuned
 from app.export.gguf_file import Direct, check_quants, file_name, is_current, packed, write_gguf
-from app.export.layout import Layout, make_layout, permuted
+from app.export.layout import make_layout, permuted
 from app.export.target import publish
 from app.export.tuned import TunedModel, open_tuned
 from app.export.vocabulary import chat_template
@@ -111,27 +110,6 @@ def test_variants_of_the_architectures_too(variant: str, make_run: MakeRun, tmp_
     largest, top1 = difference(tuned, written(tuned, tmp_path, "f32"))
     assert largest < 1e-4
     assert top1 == 1.0
-
-
-@pytest.mark.parametrize(
-    ("family_name", "mistake"), [("mistral", {"permute_qk": False}), ("gemma", {"norm_offset": 0.0})]
-)
-def test_a_forgotten_permutation_or_norm_offset_shows(
-    family_name: str,
-    mistake: dict[str, Any],
-    make_run: MakeRun,
-    tiny: TinyCheckpoint,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def forgetful(family: Family, config: Any, names: list[str]) -> Layout:
-        return dataclasses.replace(make_layout(family, config, names), **mistake)
-
-    monkeypatch.setattr(gguf_file, "make_layout", forgetful)
-    tuned = open_tuned(make_run(tiny(family_name), family_name))
-    largest, top1 = difference(tuned, written(tuned, tmp_path, "f32"))
-    assert largest > 0.5
-    assert top1 < 0.9
 
 
 @pytest.mark.slow
