@@ -26,13 +26,15 @@ class MemoryMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = read_memory(pl_module.device)
-        allocated = now.allocated
+        allocated, reserved = now.allocated, now.reserved
         if pl_module.device.type == "cuda":
+            # What is taken and given back between two readings counts as well.
             allocated = torch.cuda.max_memory_allocated(pl_module.device)
+            reserved = torch.cuda.max_memory_reserved(pl_module.device)
         self.peak = MemoryReading(
             allocated=max(self.peak.allocated, allocated),
-            reserved=max(self.peak.reserved, now.reserved),
-            process=max(self.peak.process, now.process),
+            reserved=max(self.peak.reserved, reserved),
+            process=max(self.peak.process, now.process + reserved - now.reserved),
         )
         gib = {
             "memory/allocated_gib": now.allocated / 2**30,

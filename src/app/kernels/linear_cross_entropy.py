@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from app.kernels.streamed_cross_entropy import streamed_cross_entropy
+
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time: 128 MiB in float32."""
 
@@ -25,6 +27,11 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_elements: int) -> Tensor:
+        if weight.device != hidden.device:
+            wanted = ctx.needs_input_grad[0]
+            total, gradient = streamed_cross_entropy(hidden, weight, targets, gradient=wanted)
+            ctx.save_for_backward(gradient)
+            return total
         rows = max(1, chunk_elements // weight.shape[0])
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # [N, D]
@@ -55,7 +62,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [N, D], the hidden states at the positions whose next token is trained.
-        weight: [V, D], the frozen output head.
+        weight: [V, D], the frozen output head; in pinned CPU memory it is streamed.
         targets: [N] int64, the tokens that follow; a negative one is not counted (a CUDA graph has a fixed N).
         chunk_elements: how many logits are held at a time.
 

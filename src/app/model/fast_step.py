@@ -94,6 +94,10 @@ class FastStep:
         inputs = {name: value for name, value in batch.items() if name in names and isinstance(value, Tensor)}
         return self._graph(inputs) * self._divisor, batch["trained"][:, 1:].sum()
 
+    def release(self) -> None:
+        """Gives the step's memory to what comes between two steps."""
+        self._graph.release()
+
     def _plan(self, rows: int, length: int) -> None:
         # A graph of smaller shapes gives its memory back before what is in use is counted.
         self._graph = StepGraph(self._loss, self._parameters)

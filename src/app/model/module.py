@@ -61,13 +61,15 @@ def summed_loss(causal_lm: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Ten
         The sum (float32 scalar, differentiable) and the count (int64 scalar).
     """
     positions = batch.get("position_ids")
-    packed = positions is not None and causal_lm.config._attn_implementation == VARLEN
+    packed = {}
+    if positions is not None and causal_lm.config._attn_implementation == VARLEN:
+        packed = {"documents": packed_documents(positions)}
     states = causal_lm.get_decoder()(
         input_ids=batch["input_ids"],
         attention_mask=batch.get("attention_mask"),
         position_ids=positions,
         use_cache=False,
-        **({"documents": packed_documents(positions)} if packed else {}),
+        **packed,
     ).last_hidden_state  # [B, T, D]
     next_trained = batch["trained"][:, 1:]  # [B, T-1]
     hidden = states[:, :-1][next_trained]  # [N, D]
@@ -287,6 +289,14 @@ class QLoRAModule(LightningModule):
             # Without gradients AdamW changes neither weights nor moments: the step is skipped.
             optimizer.zero_grad(set_to_none=True)
         window.close()
+
+    def on_validation_start(self) -> None:
+        if self.passes is not None:
+            self.passes.pause()
+
+    def on_validation_end(self) -> None:
+        if self.passes is not None:
+            self.passes.resume()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)

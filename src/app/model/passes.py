@@ -84,6 +84,19 @@ class Passes:
             climb=lambda rows, length, fault: self.climb("training", rows, length, fault),
         )
 
+    def pause(self) -> None:
+        """Before an evaluation, which needs the memory of the recorded step: a fit planned for 7,150 MiB took 7,412.
+
+        Recording the step again afterwards takes about a second.
+        """
+        if self._fast is not None:
+            self._fast.release()
+
+    def resume(self) -> None:
+        """After an evaluation: what it left in the allocator is given back."""
+        if self._fast is not None:
+            release_memory(self._device)
+
     def evaluate(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """Summed loss and trained tokens; never more rows at a time than training takes.
 

@@ -51,6 +51,12 @@ class StepGraph:
         self._seen.add(shapes)
         return loss
 
+    def release(self) -> None:
+        """Gives back the graphs' memory; the next step of a shape that came before is recorded again."""
+        if self._graphs:
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+
     def _run(self, inputs: Mapping[str, Tensor]) -> Tensor:
         loss = self._loss(**inputs)
         loss.backward()
