@@ -194,7 +194,7 @@ class LocalBackend:
             try:
                 self._running[job] = engine.submit(job.prompt, job.sampling, self._listener(job, done)), done
             except AppError as fault:
-                self._end(job, done, ApiError(400, fault.what, code="invalid_value", param="messages"))
+                self._end(job, done, ApiError(400, fault.what, code="invalid_value", param="prompt"))
 
     def _listener(self, job: Job, done: Done) -> Callable[[Chunk], None]:
         """What the engine calls with each chunk of a job's answer."""

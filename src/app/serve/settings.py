@@ -67,6 +67,9 @@ class Settings:
     vllm_memory: float = _option(0.9, "share of the GPU's memory that vLLM may take", least=0.05, most=1)
     vllm_gpus: int = _option(1, "GPUs over which vLLM splits the model", least=1, most=64)
     vllm_args: str = _option("", "more of vLLM's own options, as on its command line")
+    vllm_python: str | None = _option(
+        None, "Python of the environment that has vLLM, whose pins differ from ours; this one's by default"
+    )
     vllm_url: str | None = _option(None, "a running vLLM to use instead of starting one")
 
 

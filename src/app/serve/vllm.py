@@ -122,12 +122,15 @@ class VllmBackend:
                 port = _free_port()
                 url = f"http://127.0.0.1:{port}"
                 arguments = launch_arguments(self._settings, self._catalogue, port=port)
+                python = self._settings.vllm_python or sys.executable
+                # What `vllm` on the command line runs, of whichever environment has it.
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments
+                    python, "-m", "vllm.entrypoints.cli.main", *arguments
                 )
             # A slow answer is ended by its request's deadline; a connection that does not come is a fault.
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            self._client = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(None, connect=10.0), limits=limits)
+            timeout = httpx.Timeout(None, connect=10.0)
+            self._client = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, trust_env=False)
             self.context = await self._await_ready(self._client)
         except AppError as fault:
             log.error("vLLM cannot be started: %s", fault)

@@ -12,8 +12,8 @@ from app.serve.catalogue import Catalogue
 from app.serve.job import Job
 from app.serve.settings import Settings
 
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of --max-lora-rank (vllm/config/lora.py): the least one that holds every adapter."""
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that --max-lora-rank takes (vllm/config/lora.py); the least one that holds every adapter."""
 
 _OURS = frozenset(
     {"--model", "--port", "--host", "--served-model-name", "--enable-lora", "--lora-modules", "--api-key"}
@@ -22,7 +22,7 @@ _OURS = frozenset(
 
 
 def launch_arguments(settings: Settings, catalogue: Catalogue, *, port: int) -> list[str]:
-    """vLLM's command line for the catalogue: base quantised as in training, each run a LoRA module under its name.
+    """The rest of ``vllm`` on the command line: base quantised as in training, each run a LoRA module under its name.
 
     bitsandbytes in vLLM quantises the 16-bit weights as they load, to NF4; whether block scales are quantised again
     (``double_quant``) has no option there, and changes weights by less than their own rounding.
@@ -32,7 +32,7 @@ def launch_arguments(settings: Settings, catalogue: Catalogue, *, port: int) -> 
     """
     manifest = catalogue.manifest
     quantization = manifest.base.quantization if manifest is not None else settings.quantization
-    arguments = ["--model", catalogue.weights, "--served-model-name", catalogue.base_name]
+    arguments = ["serve", catalogue.weights, "--served-model-name", catalogue.base_name]
     arguments += ["--host", "127.0.0.1", "--port", str(port)]
     if manifest is not None and manifest.base.revision is not None and catalogue.base is None:
         arguments += ["--revision", manifest.base.revision, "--tokenizer-revision", manifest.base.revision]
