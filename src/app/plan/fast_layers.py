@@ -119,7 +119,7 @@ def transient(shape: ModelShape, tokens: int, *, fp8: bool) -> int:
     """What `app.model.budget.try_layer` measures: one layer's forward and backward pass, everything recomputed.
 
     The most is in the MLP's backward pass over one tile of tokens (`FastLayer._mlp_backward`). Beside the tile's own
-    live the recomputed attention, the residual stream and its gradient; over several tiles the decoded weights stay too.
+    live the recomputed attention, the residual stream and its gradient; over several tiles the decoded weights too.
     """
     element, tile = 2, min(tokens, TILE)
     eighth = 1 if fp8 else 0

@@ -183,9 +183,7 @@ def resident_parts(shape: ModelShape, adapted: Sequence[Linear], model: Mapping[
         note = f"NF4: {shape.block_weights / 1e9:.2f} billion in 4 bits, " + (
             "scales in 8" if model["double_quant"] else "scales in 32"
         )
-    parameters = shape.layers * sum(model["rank"] * (linear.inputs + linear.outputs) for linear in adapted)
-    if model["dora"]:
-        parameters += shape.layers * sum(linear.outputs for linear in adapted)
+    parameters = _parameters(shape, adapted, model)
     return [
         Part(name="weights", bytes=weights, note=note),
         Part(name="embeddings, head, norms", bytes=element * shape.plain_weights, note="never quantised"),
@@ -193,6 +191,18 @@ def resident_parts(shape: ModelShape, adapted: Sequence[Linear], model: Mapping[
         Part(name="gradients", bytes=FLOAT32 * parameters, note="float32"),
         Part(name="optimizer", bytes=state_bytes(model["optimizer"], parameters), note=model["optimizer"]),
     ]
+
+
+def trained_parameters(shape: ModelShape, family: Family, model: Mapping[str, Any]) -> int:
+    """How many numbers the adapters have."""
+    return _parameters(shape, adapted_layers(shape, family, model["targets"]), model)
+
+
+def _parameters(shape: ModelShape, adapted: Sequence[Linear], model: Mapping[str, Any]) -> int:
+    rank: int = model["rank"]
+    each = rank * sum(linear.inputs + linear.outputs for linear in adapted)
+    magnitudes = sum(linear.outputs for linear in adapted) if model["dora"] else 0
+    return shape.layers * (each + magnitudes)
 
 
 def state_bytes(optimizer: Any, parameters: int) -> int:

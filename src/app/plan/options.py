@@ -26,6 +26,7 @@ class FitOptions:
 
     model: Mapping[str, Any]
     data: Mapping[str, Any]
+    checkpoints: Mapping[str, Any]
     trainer: Mapping[str, Any]
     run: str
 
@@ -55,34 +56,37 @@ def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOption
             given.setdefault(section, {})[name] = value
         else:
             top[option] = value
-    model, data = (dict(signature(*where)) for where in SIGNATURES.values())
+    sections = {section: dict(signature(*where)) for section, where in SIGNATURES.items()}
     faults: list[str] = []
-    for section, defaults in (("model", model), ("data", data)):
-        for name, value in given.get(section, {}).items():
+    for section, defaults in sections.items():
+        for name, written in given.get(section, {}).items():
+            value = _number(written) if isinstance(defaults.get(name), float) else written
             fault = _fault(section, name, value, defaults)
             if fault:
                 faults.append(fault)
             defaults[name] = value
-    # fit takes these from the model's section and from the top.
+    # fit takes these from the model's section.
     for name in ("base", "family", "revision"):
-        data[name] = model[name]
-    if isinstance(top.get("seed_everything"), int):
-        data["seed"] = top["seed_everything"]
-    for section, values in (("model", model), ("data", data)):
-        faults += [
-            f"{section}.{name} is required"
-            for name, value in values.items()
-            if value is REQUIRED and (section, name) not in (("data", "base"), ("data", "family"))
-        ]
+        sections["data"].pop(name)
+    faults += [
+        f"{section}.{name} is required"
+        for section, values in sections.items()
+        for name, value in values.items()
+        if value is REQUIRED
+    ]
     if faults:
         raise ConfigError(
             several("the configuration cannot be used", faults), remedy="correct them in the YAML or the command line"
         )
     trainer = {**trainer_defaults(), **given.get("trainer", {})}
-    return FitOptions(model=model, data=data, trainer=trainer, run=str(top.get("run", "runs/run")))
+    return FitOptions(**sections, trainer=trainer, run=str(top.get("run", "runs/run")))
 
 
-SIGNATURES = {"model": ("app.model.module", "QLoRAModule"), "data": ("app.data.module", "SFTDataModule")}
+SIGNATURES = {
+    "model": ("app.model.module", "QLoRAModule"),
+    "data": ("app.data.module", "SFTDataModule"),
+    "checkpoints": ("app.callbacks.checkpoints", "Checkpoints"),
+}
 """Section of the YAML -> module and class whose ``__init__`` takes it."""
 
 
@@ -135,6 +139,14 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{file} holds no options", where="--config", remedy="name a configuration that fit takes")
     return value
+
+
+def _number(value: Any) -> Any:
+    """YAML takes ``2e-4`` for a text; `fit` takes it for a number, and so does this."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _fault(section: str, name: str, value: Any, defaults: Mapping[str, Any]) -> str | None:

@@ -74,20 +74,30 @@ class ModelShape:
 
 
 def read_shape(base: str, family: Family, *, revision: str | None = None) -> ModelShape:
-    """The shape of a local folder's or a hub checkpoint's model; of the latter only config.json is fetched.
+    """The shape of a local folder's or a hub checkpoint's model.
+
+    Of the latter config.json is fetched and nothing else; not even that for the family's first base model, whose
+    config.json the family states.
 
     Raises:
         ModelError: it cannot be had, belongs to another family, or lacks a dimension.
     """
-    path = Path(base).expanduser() / "config.json"
+    if base == family.base_models[0] and revision is None and not is_local(base):
+        return shape_of(family.config, family, checkpoint=base)
     with checkpoint_faults(base):
-        if not is_local(base):
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(base, "config.json", revision=revision))
-        config = json.loads(path.read_text("utf-8"))
+        config = _read_config(base, family, revision)
     check_model_type(family, str(config.get("model_type")), checkpoint=base)
     return shape_of(config, family, checkpoint=base)
+
+
+def _read_config(base: str, family: Family, revision: str | None) -> Mapping[str, Any]:
+    path: str | Path = Path(base).expanduser() / "config.json"
+    if not is_local(base):
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(base, "config.json", revision=revision)
+    value: Mapping[str, Any] = json.loads(Path(path).read_text("utf-8"))
+    return value
 
 
 def shape_of(config: Mapping[str, Any], family: Family, *, checkpoint: str = "") -> ModelShape:
