@@ -13,16 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from app.kernels.fp8 import Rows, scaled_product
+from app.kernels.lora_stack import LoraPair, stack_adapters
 from app.kernels.nf4 import FP8, FP8_MAX, NF4Weight, dequantise, dequantise_fp8, dequantise_fp8_transposed
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LoraPair:
-    """A member's adapter: A [r, K] and B [N, r] (trained parameters) and the scaling of their product."""
-
-    a: torch.nn.Parameter
-    b: torch.nn.Parameter
-    scaling: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,20 +53,12 @@ class FrozenLinear:
 
     def stack(self) -> StackedLora | None:
         """The adapters as they are now, for one forward or backward pass."""
-        pairs = [(weight, adapter) for weight, adapter in zip(self.weights, self.adapters, strict=True)]
         if not self.parameters:
             return None
         device = self.weights[0].packed.device
         a = torch.empty(self.rank, self.columns, dtype=self.dtype, device=device)
-        b = torch.zeros(self.rows, self.rank, dtype=self.dtype, device=device)
-        row = rank = 0
-        for weight, adapter in pairs:
-            if adapter is not None:
-                r = adapter.a.shape[0]
-                a[rank : rank + r].copy_(adapter.a.detach())
-                torch.mul(adapter.b.detach(), adapter.scaling, out=b[row : row + weight.rows, rank : rank + r])
-                rank += r
-            row += weight.rows
+        b = torch.empty(self.rows, self.rank, dtype=self.dtype, device=device)
+        stack_adapters(self.adapters, [weight.rows for weight in self.weights], a, b)
         return StackedLora(a=a, b=b)
 
     def decode(self) -> torch.Tensor:

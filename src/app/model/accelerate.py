@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.kernels.attention import Documents, Heads
-from app.kernels.frozen_linear import FrozenLinear, LoraPair
+from app.kernels.frozen_linear import FrozenLinear
 from app.kernels.glu import Activation
+from app.kernels.lora_stack import LoraPair
 from app.kernels.nf4 import NF4Weight
 from app.kernels.rms_norm import rms_norm, rms_norm_backward
 from app.kernels.triton_support import triton, use_triton

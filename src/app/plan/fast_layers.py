@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from app.kernels.attention import Heads
-from app.kernels.frozen_linear import FrozenLinear, LoraPair
+from app.kernels.frozen_linear import FrozenLinear
+from app.kernels.lora_stack import LoraPair
 from app.kernels.nf4 import BLOCK, SUPERBLOCK, NF4Weight
 from app.model.activation_store import ActivationStore, LayerPlan, Name, Placement
 from app.model.budget import RESERVE, Trial, choose_plans, work_bytes
