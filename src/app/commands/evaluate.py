@@ -24,6 +24,7 @@ def evaluate(
     lm_eval: list[str] | None = None,
     lm_eval_tasks: Path | None = None,
     lm_eval_limit: int | None = None,
+    lm_eval_chat: bool = False,
     wandb: Literal["auto", "off", "offline", "online"] = "auto",
     batch_size: int = 8,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -44,6 +45,7 @@ def evaluate(
         lm_eval: Instead of all this, run these tasks of lm-evaluation-harness on base and run.
         lm_eval_tasks: A folder with tasks of your own in lm-evaluation-harness's YAML.
         lm_eval_limit: Of each task, only so many documents.
+        lm_eval_chat: Put these tasks' documents into the family's chat format.
         wandb: Log the figures to Weights & Biases too; auto does as fit did. TensorBoard always gets them.
         batch_size: Rows at a time.
         device: Where to run.
@@ -55,7 +57,13 @@ def evaluate(
         from app.evaluate.harness import evaluate_tasks
 
         results = evaluate_tasks(
-            run, lm_eval, folder=lm_eval_tasks, limit=lm_eval_limit, batch_size=batch_size, device=device
+            run,
+            lm_eval,
+            folder=lm_eval_tasks,
+            limit=lm_eval_limit,
+            chat=lm_eval_chat,
+            batch_size=batch_size,
+            device=device,
         )
         Console().print(harness_table(run, results))
         return 0

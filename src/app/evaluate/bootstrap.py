@@ -8,6 +8,7 @@ this is the ordinary bootstrap (Efron and Tibshirani, An Introduction to the Boo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from app.evaluate.metric import Metric, Part, as_sums
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Counts of a chunk of resamples over all groups are held at a time: 16 MB of float64.
+# Elements of a chunk of resamples worked on at a time: 16 MB of float64.
 _CHUNK = 2_000_000
 
 
@@ -134,16 +135,29 @@ def resample(
 ) -> NDArray[np.float64]:
     """Sums of the columns over groups drawn with replacement. # [N, C] -> [R, C]"""
     names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
-    size = len(names)
-    sums = np.zeros((size, columns.shape[1]))
+    sums = np.zeros((len(names), columns.shape[1]))
     np.add.at(sums, [names[group] for group in groups], columns)  # [G, C]
-    generator = np.random.default_rng(seed)
-    step = max(1, _CHUNK // size)
-    drawn = (
-        generator.multinomial(size, np.full(size, 1 / size), size=min(step, resamples - start)) @ sums
-        for start in range(0, resamples, step)
+    drawn = _draws(len(names), seed, resamples)
+    step = max(1, _CHUNK // len(names))
+    return np.concatenate(
+        [drawn[start : start + step].astype(np.float64) @ sums for start in range(0, resamples, step)]
     )
-    return np.concatenate(list(drawn))
+
+
+@lru_cache(maxsize=2)
+def _draws(size: int, seed: int, resamples: int) -> NDArray[np.uint8]:
+    """How often each of ``size`` groups comes in each resample; the same ones serve all metrics of the same rows.
+
+    Counts are spread as Poisson's with mean 1: a byte is enough. # [R, G]
+    """
+    generator = np.random.default_rng(seed)
+    counts = np.empty((resamples, size), dtype=np.uint8)
+    step = max(1, _CHUNK // size)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+    return counts
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -43,6 +43,8 @@ class Journal:
         whole = 0
         with path.open("rb") as lines:
             for line in lines:
+                if not line.endswith(b"\n"):
+                    break
                 try:
                     value = json.loads(line)
                     if whole == 0 and value["key"] != key:
@@ -50,8 +52,6 @@ class Journal:
                     if whole > 0:
                         self._results[value["model"], value["task"], value["id"]] = value["result"]
                 except (ValueError, KeyError, TypeError):
-                    break
-                if not line.endswith(b"\n"):
                     break
                 whole += len(line)
         return whole
