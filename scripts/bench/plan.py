@@ -187,7 +187,7 @@ def planned(args: argparse.Namespace, family: str, name: str) -> MemoryPlan:
 def report(family: str, plan: MemoryPlan, seen: dict[str, Any], *, gpu: bool) -> list[str]:
     """Lines of the table: each part, and the peak."""
     sizes = {part.name: part.bytes for part in plan.parts}
-    sizes.setdefault("embeddings, head, norms", sizes.get("head, norms", 0))
+    sizes.setdefault("embeddings, head, norms", sizes.get("head, norms", sizes.get("norms", 0)))
     rows = [(name, sizes[name], seen[name]) for name in RESIDENT]
     if gpu:
         peak, resident = seen["peak"], sum(seen[name] for name in RESIDENT)

@@ -135,10 +135,13 @@ def _fast(
 
     model, (rows, length) = options.model, options.micro_batch
     resident = resident_parts(shape, adapted, model)
-    on_host = 0 if shape.tied else 2 * shape.vocabulary * shape.width
-    resident[1] = replace(resident[1], bytes=resident[1].bytes - on_host)
-    if on_host:
-        resident[1] = replace(resident[1], name="head, norms", note="input embeddings lie in CPU memory")
+    on_host = 2 * shape.vocabulary * shape.width
+    resident[1] = replace(
+        resident[1],
+        name="norms" if shape.tied else "head, norms",
+        bytes=resident[1].bytes - on_host,
+        note="embeddings, and the head that shares them, lie in CPU memory" if shape.tied else "embeddings: CPU memory",
+    )
     optimizer = resident.pop()
     card = gpu.card or find_card("rtx4060-laptop")
     forward = step_work(

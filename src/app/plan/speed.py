@@ -51,13 +51,14 @@ class Work:
     """
 
     name: str
-    limit: Literal["bf16", "fp8", "bandwidth"]
+    limit: Literal["bf16", "fp8", "bandwidth", "bus"]
     amount: float
     share: float
 
     def seconds(self, card: Card) -> float:
         """On a card; FP8 work runs in bf16 where there is none."""
-        rates = {"bf16": card.bf16, "fp8": card.fp8 or card.bf16, "bandwidth": COPY_SHARE * card.bandwidth}
+        copy = COPY_SHARE * card.bandwidth
+        rates = {"bf16": card.bf16, "fp8": card.fp8 or card.bf16, "bandwidth": copy, "bus": card.pcie}
         return self.amount / (self.share * rates[self.limit])
 
 
@@ -106,8 +107,16 @@ def step_work(
         ),
         Work(name="attention's gradient", limit="bf16", amount=2.5 * attention, share=SHARES["attention backward"]),
         Work(name="output head", limit="bf16", amount=head, share=SHARES["head"]),
+        *_streamed_head(shape, precision),
         *_elementwise(shape, tokens, rank=rank, precision=precision, recomputed=recomputed),
     ]
+
+
+def _streamed_head(shape: ModelShape, precision: Precision) -> Iterable[Work]:
+    """The fast step leaves a head that shares the embeddings in CPU memory and reads it once a micro-batch."""
+    if shape.tied and precision != "plain":
+        size = 2.0 * shape.vocabulary * shape.width
+        yield Work(name="head over the bus", limit="bus", amount=size, share=COPY_FROM_HOST)
 
 
 def _elementwise(
