@@ -116,7 +116,9 @@ def test_completions(client: OpenAI) -> None:
     chances = choice.logprobs
     assert chances is not None and chances.tokens is not None and chances.token_logprobs is not None
     assert chances.top_logprobs is not None and chances.text_offset is not None
-    assert len(chances.tokens) == 9 and all(token in top for token, top in zip(chances.tokens, chances.top_logprobs))
+    assert len(chances.tokens) == 9 and all(
+        token in top for token, top in zip(chances.tokens, chances.top_logprobs, strict=True)
+    )
     assert chances.text_offset[0] == 0 and chances.text_offset[1] == len(chances.tokens[0])
     pieces = client.completions.create(model="tiny", prompt="def add(a, b):", max_tokens=9, temperature=0, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces) == choice.text

@@ -104,7 +104,11 @@ def test_docs_and_document(served: Served) -> None:
     document = served.client.get("/openapi.json").json()
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert not any("422" in operation["responses"] for operation in operations)
-    bodies = [operation["requestBody"]["content"]["application/json"] for operation in operations if "requestBody" in operation]
+    bodies = [
+        operation["requestBody"]["content"]["application/json"]
+        for operation in operations
+        if "requestBody" in operation
+    ]
     assert len(bodies) == 4 and all(body["examples"] for body in bodies)
 
 
@@ -147,14 +151,32 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
     ("/generate", "text", 400, "invalid_value", None),
     ("/v1/chat/completions", {"messages": []}, 400, "invalid_value", "messages"),
     ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "invalid_value", "messages[0].content"),
-    ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "messages[0].role"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "tool", "content": "x"}]},
+        400,
+        "invalid_value",
+        "messages[0].role",
+    ),
     ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_value", "messages"),
     ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "unsupported_field", "tools"),
     ("/v1/chat/completions", {**CHAT, "logit_bias": {"5": 1}}, 400, "unsupported_field", "logit_bias"),
-    ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, 400, "unsupported_field", "response_format"),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "response_format": {"type": "json_object"}},
+        400,
+        "unsupported_field",
+        "response_format",
+    ),
     ("/v1/chat/completions", {**CHAT, "top_logprobs": 3}, 400, "invalid_value", "top_logprobs"),
     ("/v1/chat/completions", {**CHAT, "max_completion_tokens": 3}, 400, "invalid_value", "max_tokens"),
-    ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options"),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "stream_options": {"include_usage": True}},
+        400,
+        "invalid_value",
+        "stream_options",
+    ),
     ("/v1/chat/completions", {**CHAT, "n": 9}, 400, "invalid_value", "n"),
     ("/v1/completions", {"prompt": []}, 400, "invalid_value", "prompt"),
     ("/v1/completions", {"prompt": [1, 2], "echo": True}, 400, "unsupported_field", "echo"),

@@ -46,9 +46,10 @@ class Vocabulary:
 
     def text(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text as it stands, without a template; ``special`` begins it as the model's texts begin."""
-        opening = self._family.chat.bos if special else ""
-        ids: list[int] = self._tokenizer(opening + text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        bos = self._family.chat.bos
+        # Its id, not its text: behind the text, SentencePiece tokenizers would not see a beginning any more.
+        return [self._tokenizer.convert_tokens_to_ids(bos), *ids] if special and bos else ids
 
     def is_special(self, token: int) -> bool:
         """Whether it is a control token, which no text shows."""
