@@ -1,70 +1,162 @@
 """Evaluation of a real run, base against tuned, from the run directory alone."""
 
 import json
+import math
+import re
 import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
-from rich.progress import Progress
-from torchmetrics.text import Perplexity as TorchmetricsPerplexity
 
-from app.__main__ import main
 from app.artifact import RunDirectory
-from app.errors import RunError
-from app.evaluate.heldout import open_heldout
-from app.evaluate.perplexity import measure_perplexity
-from app.evaluate.rouge import measure_rouge
-from app.evaluate.suite import evaluate_run
-from app.generate.session import open_run
-from conftest import TinyCheckpoint
-from support.fitting import arguments, fit, write_csv
+from app.errors import ConfigError, RunError
+from app.evaluate import measure as measuring
+from app.evaluate import suite
+from app.evaluate.compare import compare_runs
+from app.evaluate.heldout import heldout_rows, open_heldout
+from app.evaluate.report import read_report
+
+Evaluate = Callable[..., dict]
 
 
 @pytest.fixture(scope="module")
-def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    folder = tmp_path_factory.mktemp("evaluated")
-    data = write_csv(folder / "questions.csv")
-    directory = RunDirectory(folder / "run")
-    fit(*arguments(tiny("smollm2"), data, directory.path, model__family="smollm2", model__lr=5e-3, validate_every=20))
-    return directory
+def run(trained: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return copy(trained, tmp_path_factory.mktemp("suite"))
 
 
-def test_command_writes_the_report_and_shows_the_gain(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "--run", str(run.path), "--answers", "3", "--max_tokens", "8"]) == 0
-    assert "perplexity" in capsys.readouterr().out
-    report = json.loads((run.reports / "evaluation.json").read_text())
+@pytest.fixture(scope="module")
+def report(run: RunDirectory, evaluate: Evaluate) -> dict:
+    return evaluate(run, fail_if=["perplexity>1e6", "forgetting>-1e9%"])
+
+
+def copy(run: RunDirectory, folder: Path) -> RunDirectory:
+    return RunDirectory(shutil.copytree(run.path, folder / "run"))
+
+
+def metric(report: dict, name: str) -> dict:
+    return next(each for each in report["metrics"] if each["name"] == name)
+
+
+def test_the_gain_is_measured_on_rows_held_out(run: RunDirectory, report: dict) -> None:
+    perplexity = metric(report, "perplexity")
     assert report["split"] == "test"
-    assert report["tuned"]["perplexity"]["perplexity"] < report["base"]["perplexity"]["perplexity"]
-    assert report["tuned"]["perplexity"]["tokens"] == report["base"]["perplexity"]["tokens"] > 0
-    assert report["tuned"]["rouge"]["answers"] == len(report["examples"]) == 3
+    assert perplexity["tuned"]["value"] < perplexity["base"]["value"]
+    assert perplexity["tuned"]["low"] < perplexity["tuned"]["value"] < perplexity["tuned"]["high"]
+    assert perplexity["verdict"] == "better"
+    assert report["headline"]["level"] == "good"
+    module = open_heldout(run.read_manifest())
+    rows = heldout_rows(module, "test")
+    assert perplexity["tuned"]["n"] == len(rows) == len(module.rows["test"])
+    assert perplexity["tuned"]["groups"] == len({row.conversation.group for row in rows}) < len(rows)
+    assert perplexity["tuned"]["denominator"] == sum(sum(row.encoding.trained) for row in rows)
+    buckets = report["by_length"]
+    assert sum(bucket["tuned"]["n"] for bucket in buckets) == len(rows)
+    losses = sum(math.log(bucket["tuned"]["value"]) * bucket["tuned"]["denominator"] for bucket in buckets)
+    assert math.exp(losses / perplexity["tuned"]["denominator"]) == pytest.approx(perplexity["tuned"]["value"])
+
+
+def test_report_holds_everything_that_was_promised(report: dict) -> None:
+    assert metric(report, "rouge_l")["tuned"]["n"] == len(report["examples"]) == 4
+    assert {example["place"] for example in report["examples"]} == {"best", "worst"}
     assert report["examples"][0]["question"].startswith("What is")
+    assert metric(report, "general_passed")["tuned"]["n"] == 30
+    assert report["forgetting"]["low"] <= report["forgetting"]["value"] <= report["forgetting"]["high"]
+    assert [prompt["id"] for prompt in report["prompts"]] == ["any", "json"]
+    assert report["prompts"][0]["tuned"]["checks"][0]["passed"]
+    assert {"train/loss", "val/loss", "lr", "speed/tokens_per_second", "memory/process_gib"} <= set(report["curves"])
+    assert [result["failed"] for result in report["gate"]] == [False, True]
+    assert report["environment"]["device"].startswith("CPU")
+    assert report["configuration"]["model"]["rank"] == 16
 
 
-def test_perplexity_is_that_of_torchmetrics(run: RunDirectory) -> None:
-    """From whole logits, by another implementation, over the same trained tokens."""
-    module = open_heldout(run.read_manifest(), batch_size=2)
-    session = open_run(run.path, device="cpu")
-    metric = TorchmetricsPerplexity(ignore_index=-100)
-    batches = list(module.test_dataloader())
-    for batch in batches:
-        labels = torch.where(batch["trained"], batch["input_ids"], -100)
-        with torch.no_grad():
-            logits = session.causal_lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        metric.update(logits[:, :-1].float(), labels[:, 1:])
-    measured = measure_perplexity(session, batches)
-    assert measured.perplexity == pytest.approx(float(metric.compute()), rel=0.01)
-    assert measured.rows == len(module.rows["test"])
+class Resources(HTMLParser):
+    """Everything a page would fetch, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "iframe", "img", "object"):
+            self.fetched.append(tag)
+        self.fetched += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag not in ("meta", "link", "br", "img", "input", "polyline", "line", "circle", "path", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("polyline", "line", "circle", "path", "rect"):
+            assert self.open.pop() == tag, f"</{tag}> does not close"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
 
-def test_batch_size_does_not_change_the_result(run: RunDirectory) -> None:
-    session = open_run(run.path, device="cpu")
-    results = [
-        measure_perplexity(session, open_heldout(run.read_manifest(), batch_size=size).test_dataloader())
-        for size in (1, 5)
-    ]
-    assert results[0].tokens == results[1].tokens
-    assert results[0].loss == pytest.approx(results[1].loss, rel=0.01)
+def test_the_page_needs_nothing_but_itself(run: RunDirectory, report: dict) -> None:
+    source = (run.reports / "report.html").read_text("utf-8")
+    page = Resources()
+    page.feed(source)
+    assert not page.fetched and not page.open
+    assert "url(" not in source and "@import" not in source
+    assert "prefers-color-scheme:dark" in source and 'name="viewport"' in source
+    for text in ("better than its base", "Forgetting", "Loss, nats per trained token", "Benchmark prompts", "Holm"):
+        assert text in page.text, text
+    assert "<b>anything</b>" in page.text  # shown as written, not as markup
+    for example in report["examples"]:
+        if example["place"] == "best":
+            assert example["reference"] in page.text
+    assert not re.search(r"\bnan\b|None|Infinity", page.text.split("Configuration of the run")[0])
+
+
+def test_a_second_evaluation_opens_no_model_and_finds_the_same(
+    run: RunDirectory, report: dict, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "open_run", lambda *_, **__: pytest.fail("the model was opened"))
+    again = evaluate(run)
+    assert again["metrics"] == report["metrics"]
+    assert again["gate"] == []
+    assert read_report(run) == again
+
+
+@pytest.mark.parametrize("after", [1, 30])
+def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
+    run: RunDirectory,
+    report: dict,
+    evaluate: Evaluate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
+    """Stopped while rows are scored, and while questions are answered: nothing is measured twice."""
+    stopped = copy(run, tmp_path)
+    lines = (stopped.reports / suite.SAMPLES).read_bytes().splitlines(keepends=True)
+    first_answer = next(number for number, line in enumerate(lines) if b'"answer:' in line)
+    kept = lines[: after + 1 if after == 1 else first_answer + after]
+    (stopped.reports / suite.SAMPLES).write_bytes(b"".join(kept) + b'{"model": "base", "ta')
+    counted = []
+    real = measuring.Journal.add
+    monkeypatch.setattr(measuring.Journal, "add", lambda self, *what: (counted.append(what[:3]), real(self, *what))[1])
+    again = evaluate(stopped)
+    names = ("name", "base", "tuned", "difference", "p", "verdict")
+    assert [{n: m[n] for n in names} for m in again["metrics"]] == [{n: m[n] for n in names} for m in report["metrics"]]
+    # A batch in which one row was missing is measured as a whole: at most its other rows come again.
+    assert len(lines) - len(kept) <= len(counted) <= len(lines) - len(kept) + 3
+    assert len(set(counted)) == len(counted)
+
+
+def test_identical_runs_are_not_different(run: RunDirectory, report: dict, evaluate: Evaluate, tmp_path: Path) -> None:
+    twin = copy(run, tmp_path)
+    shutil.rmtree(twin.reports)
+    evaluate(twin)
+    found = compare_runs([str(run.path), str(twin.path), "base"])
+    between = [duel for duel in found.duels if duel.second == str(twin.path)]
+    assert len(between) >= 10
+    assert all(duel.sentence.startswith("no difference shown") and duel.p == 1 for duel in between)
+    against = next(duel for duel in found.duels if duel.metric == "perplexity" and duel.second == "base")
+    assert "better than base" in against.sentence
 
 
 def test_changed_data_is_refused(run: RunDirectory, tmp_path: Path) -> None:
@@ -75,15 +167,24 @@ def test_changed_data_is_refused(run: RunDirectory, tmp_path: Path) -> None:
         open_heldout(manifest, data=str(changed))
 
 
-def test_moved_data_is_found_by_option(run: RunDirectory, tmp_path: Path) -> None:
+def test_moved_data_is_found_by_option_and_parts_can_be_left_out(
+    run: RunDirectory, evaluate: Evaluate, tmp_path: Path
+) -> None:
     moved = shutil.copy(run.read_manifest().data.source, tmp_path / "questions.csv")
-    with Progress(disable=True) as progress:
-        evaluation = evaluate_run(run.path, data=str(moved), answers=0, device="cpu", progress=progress)
-    assert evaluation.tuned.rouge is None
+    found = evaluate(copy(run, tmp_path), data=str(moved), answers=0, general=False, prompts=None)
+    assert {each["name"] for each in found["metrics"]} == {"perplexity", "token_accuracy"}
+    assert found["forgetting"] is None and found["examples"] == [] and found["prompts"] == []
 
 
-def test_rouge_by_hand() -> None:
-    scores = measure_rouge(["the cat sat", "nothing shared"], ["the cat sat on the mat", "other words"])
-    assert scores.rouge1 == pytest.approx((2 * 1.0 * 0.5 / 1.5 + 0) / 2)
-    assert scores.rouge_l == pytest.approx(scores.rouge1)
-    assert scores.answers == 2
+def test_a_gate_on_what_is_not_measured_is_refused_before_anything_is(run: RunDirectory, evaluate: Evaluate) -> None:
+    with pytest.raises(ConfigError, match="rouge_l is not measured here"):
+        evaluate(run, answers=0, fail_if=["rouge_l<0.3"])
+
+
+def test_a_damaged_report_is_named(run: RunDirectory, report: dict, tmp_path: Path) -> None:
+    damaged = copy(run, tmp_path)
+    value = json.loads((damaged.reports / "report.json").read_text())
+    value["metrics"][0]["verdict"] = "great"
+    (damaged.reports / "report.json").write_text(json.dumps(value))
+    with pytest.raises(RunError, match=r"metrics\[0\].verdict"):
+        read_report(damaged)
