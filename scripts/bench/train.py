@@ -4,13 +4,11 @@ Each system runs in a process of its own on the model shape named, with random w
 on their values): NF4 with double quantisation, LoRA on all linear layers, AdamW, every position trained. Memory is what
 NVML (nvidia-smi) reads for the card at its highest during the training steps.
 
-    python scripts/bench/train.py                                  # the whole table
-    python scripts/bench/train.py --systems fp8 bf16 --batches 1   # some of it
+    python scripts/bench/train.py --table                          # every row, about six minutes
+    python scripts/bench/train.py --systems fp8 bf16 --batches 1   # some of them
 """
 
 import argparse
-import contextlib
-import itertools
 import json
 import os
 import subprocess
@@ -19,7 +17,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,18 @@ from shapes import SHAPES, TARGETS, add_adapters, build_base, save_checkpoint
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 SYSTEMS = {"plain": "peft", "unsloth": "unsloth", "bf16": "triton", "fp8": "triton"}
 """System -> the package it needs."""
+PEERS = ("plain", "unsloth")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batches of one system and shape that are measured one after the other."""
+
+    system: str
+    shape: str
+    batches: list[int]
+    length: int = 2048
+    optimizer: str = "adamw"
 
 
 class MemoryWatch(threading.Thread):
@@ -90,9 +102,11 @@ def measure(model: Any, batch: int, args: argparse.Namespace, device: str) -> di
     """Median step of one batch size, and the card's memory at its highest meanwhile."""
     import torch
 
+    from app.model.optimizer import build_optimizer
+
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-    peer, note = args.system in ("plain", "unsloth"), ""
+    optimizer = build_optimizer(args.optimizer, parameters, lr=1e-5, weight_decay=0.0, device=torch.device(device))
+    peer, note = args.system in PEERS, ""
     ids = torch.randint(1, model.get_input_embeddings().weight.shape[0], (batch, args.length), device=device)
     if peer:
 
@@ -138,6 +152,7 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
     from app.kernels.linear_cross_entropy import linear_cross_entropy
     from app.model.accelerate import accelerate
     from app.model.budget import fit_to_budget, offload_embeddings
+    from app.model.fast_step import STATE_BYTES
     from app.model.memory_plan import describe_plans
     from app.model.step_graph import StepGraph
 
@@ -156,7 +171,7 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
     graph = StepGraph(loss, parameters)
     plans = fit_to_budget(
         acceleration, rows=ids.shape[0], length=args.length, budget=args.budget[ids.shape[0]] * 2**20,
-        state_bytes=sum(8 * p.numel() for p in parameters), device=ids.device,
+        state_bytes=STATE_BYTES[args.optimizer] * sum(p.numel() for p in parameters), device=ids.device,
         offload=not args.no_offload,
     )  # fmt: skip
     run = (lambda: graph({"input_ids": ids})) if not args.eager else (lambda: _eager(loss, ids))
@@ -213,14 +228,20 @@ def run_apart(arguments: list[str], timeout: float, folders: Sequence[str] = ())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="the whole table: all systems, shapes and lengths")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--shapes", nargs="+", default=["mistral"], choices=SHAPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument(
-        "--budgets", nargs="+", type=int, default=[7150, 7761], help="MiB for this application, by batch"
+        "--budgets",
+        nargs="+",
+        type=int,
+        default=[7150, 0],
+        help="MiB for this application, by batch; 0 is a tenth more than Unsloth took in this run (7761 without it)",
     )
+    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
     parser.add_argument("--no-offload", action="store_true", help="leave nothing in CPU memory")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=4)
@@ -247,35 +268,55 @@ def main() -> None:
         run_all(args)
 
 
+def budget(batch: int, args: argparse.Namespace, results: list[dict[str, Any]]) -> int:
+    """MiB that this application may take: what was asked for, or a tenth more than Unsloth took."""
+    asked = dict(zip(args.batches, args.budgets, strict=False)).get(batch, 0)
+    peaks = [r["peak_mib"] for r in results if r["system"] == "unsloth" and r["batch"] == batch and "peak_mib" in r]
+    return int(asked or (1.1 * peaks[0] if peaks else 7761))
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """What is measured, in order."""
+    if not args.table:
+        groups = [Case(*pair, args.batches, args.length, args.optimizer) for pair in product(args.systems, args.shapes)]
+    else:
+        groups = [Case(system, "mistral", [1, 4]) for system in ("unsloth", "plain", "fp8", "bf16")]
+        groups += [Case("bf16", shape, [1]) for shape in ("llama3", "gemma", "phi3")]
+        groups += [Case(system, "mistral", [1], 16384, "adamw_8bit") for system in ("fp8", "bf16")]
+    # Peers take all sizes in one process; each of ours starts anew, because its plan counts what is in use.
+    return [
+        replace(case, batches=batches)
+        for case in groups
+        for batches in ([case.batches] if case.system in PEERS else [[batch] for batch in case.batches])
+    ]
+
+
 def run_all(args: argparse.Namespace) -> None:
     """Every system in its own process, and the table."""
     results: list[dict[str, Any]] = []
-    passed = [f"--{name}={getattr(args, name)}" for name in ("length", "rank", "steps", "warmup", "profile")]
+    passed = [f"--{name}={getattr(args, name)}" for name in ("rank", "steps", "warmup", "profile")]
     passed += [
         f"--{name.replace('_', '-')}" for name in ("eager", "keep_embeddings", "no_offload") if getattr(args, name)
     ]
-    with contextlib.ExitStack() as stack:
-        for shape, system in itertools.product(args.shapes, args.systems):
-            # Peers take both sizes in one process; each of ours starts anew, because its plan counts what is in use.
-            groups = [args.batches] if system in ("plain", "unsloth") else [[batch] for batch in args.batches]
-            for group in groups:
-                extra = ["--systems", system, "--shapes", shape, "--batches", *map(str, group), *passed]
-                extra += ["--budgets", *(str(args.budgets[args.batches.index(batch)]) for batch in group)]
-                folders = [args.unsloth_path] if system == "unsloth" and args.unsloth_path else []
-                if PathFinder.find_spec(SYSTEMS[system], [*folders, *sys.path]) is None:
-                    outcome: list[dict[str, Any]] | str = f"{SYSTEMS[system]} is not installed"
-                else:
-                    if system == "unsloth":
-                        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                        # In a process of its own: this one must hold nothing of the GPU.
-                        run_apart([f"--shapes={shape}", "--save", str(folder)], args.timeout)
-                        extra += ["--checkpoint", str(folder)]
-                    outcome = run_apart(extra, args.timeout, folders)
-                if isinstance(outcome, str):
-                    row = {"system": system, "shape": shape, "length": args.length, "skipped": outcome}
-                    outcome = [row | {"batch": batch} for batch in group]
-                results += outcome
-                print(json.dumps(outcome), flush=True)
+    for case in cases(args):
+        extra = ["--systems", case.system, "--shapes", case.shape, "--batches", *map(str, case.batches), *passed]
+        extra += [f"--length={case.length}", f"--optimizer={case.optimizer}"]
+        extra += ["--budgets", *(str(budget(batch, args, results)) for batch in case.batches)]
+        folders = [args.unsloth_path] if case.system == "unsloth" and args.unsloth_path else []
+        if PathFinder.find_spec(SYSTEMS[case.system], [*folders, *sys.path]) is None:
+            outcome: list[dict[str, Any]] | str = f"{SYSTEMS[case.system]} is not installed"
+        elif case.system == "unsloth":
+            with tempfile.TemporaryDirectory() as folder:
+                # In a process of its own: this one must hold nothing of the GPU.
+                run_apart([f"--shapes={case.shape}", f"--save={folder}"], args.timeout)
+                outcome = run_apart([*extra, f"--checkpoint={folder}"], args.timeout, folders)
+        else:
+            outcome = run_apart(extra, args.timeout)
+        if isinstance(outcome, str):
+            row = {"system": case.system, "shape": case.shape, "length": case.length, "skipped": outcome}
+            outcome = [row | {"batch": batch} for batch in case.batches]
+        results += outcome
+        print(json.dumps(outcome), flush=True)
     print(table(results))
 
 
