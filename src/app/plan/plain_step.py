@@ -37,10 +37,9 @@ class _Block:
 
     Attributes:
         saved: by the forward pass for the backward pass.
-        down_input: of these, the down projection's input in float32, given up first.
-        widest: the most that the forward pass adds to what is saved so far, less what is saved after that moment.
-        last: what the forward pass has besides ``saved`` in the down projection.
-        gradient: of the down projection's input, at its most.
+        widest: all that the forward pass has in its widest product.
+        last: what it has besides ``saved`` in the down projection.
+        gradient: what the way back through the MLP adds to ``saved`` at its most.
     """
 
     saved: int
@@ -141,7 +140,7 @@ def _block(
     # LoRA's before and after scaling; the residual stream and the normed input live beside it.
     last = gate_up[-1]
     outputs = 2 * inner if len(gate_up) == 1 else inner
-    product = tokens * 2 * FLOAT32 * outputs if last in adapted else decoded[last]
+    product = max(decoded[last], tokens * 2 * FLOAT32 * outputs if last in adapted else 0)
     already = before_mlp + adapter_input(*gate_up) + element * (0 if len(gate_up) == 1 else 2 * inner)
     widest = tokens * (already + element * (2 * width + outputs)) + scores + product
     # In the down projection: its input, its output, the residual stream and the normed input.
@@ -149,7 +148,9 @@ def _block(
     gradient = tokens * FLOAT32 * inner if "down_proj" in adapted else 0
     through_base = decoded["down_proj"] + tokens * element * inner - tokens * adapter_input("down_proj")
     through_base += tokens * element * inner if "down_proj" in adapted else 0
-    return _Block(saved=saved, widest=widest, last=in_down, gradient=max(gradient, through_base))
+    # Back through the same product: its decoded weight, the gradients of its output and of the residual stream.
+    back = decoded[last] + tokens * element * (outputs + width) - tokens * (mlp + adapter_input("down_proj"))
+    return _Block(saved=saved, widest=widest, last=in_down, gradient=max(gradient, through_base, back))
 
 
 def _cast(element: int) -> int:
