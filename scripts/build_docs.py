@@ -1,0 +1,242 @@
+"""The documentation's site: the pages of docs/ and, made from the code itself, its references.
+
+    python scripts/build_docs.py           # build/docs/site; fails at any link that leads nowhere
+    python scripts/build_docs.py --serve   # the same, shown on http://localhost:8000 (this machine alone)
+
+The references are what the command lines' own parsers say, so no option is ever described by hand: ``commands.md`` has
+every command's options, ``configuration.md`` those of `fit`'s YAML, ``families.md`` the facts of each family,
+``messages.md`` every error message that the sources can give.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.__main__ import COMMANDS, TRAINER, main, usage
+from app.errors import AppError
+from app.families import all_families
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "docs"
+BUILD = ROOT / "build" / "docs"
+
+
+class _Shown(Exception):
+    """A parser that was asked for its help."""
+
+    def __init__(self, parser: Any) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+@contextlib.contextmanager
+def _parsers_instead_of_help() -> Iterator[None]:
+    import jsonargparse
+
+    def show(parser: Any, *arguments: Any) -> None:
+        raise _Shown(parser)
+
+    printed = jsonargparse.ArgumentParser.print_help
+    jsonargparse.ArgumentParser.print_help = show
+    try:
+        yield
+    finally:
+        jsonargparse.ArgumentParser.print_help = printed
+
+
+def parser_of(*command: str) -> Any | None:
+    """The parser behind ``python -m app COMMAND --help``; None where a command has kinds and only lists them."""
+    with _parsers_instead_of_help(), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main([*command, "--help"])
+        except _Shown as shown:
+            return shown.parser
+    return None
+
+
+def help_of(*command: str) -> str:
+    """What ``python -m app COMMAND --help`` prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main([*command, "--help"])
+    return out.getvalue().strip()
+
+
+def options(actions: Sequence[Any]) -> list[str]:
+    """A table of options."""
+    rows = []
+    for action in actions:
+        name = action.option_strings[0] if action.option_strings else action.dest.upper()
+        if action.help == "==SUPPRESS==" or action.dest == "help" or name.endswith(".help"):
+            continue
+        default = "" if action.default in (None, "==SUPPRESS==") else f"`{_plain(action.default)}`"
+        values = str(action.metavar or "")
+        choice = f"`{values.strip('{}').replace(',', '` `')}`" if values.startswith("{") else ""
+        text = " ".join((action.help or "").replace("%%", "%").split()).replace("|", "\\|")
+        rows.append(f"| `{name}` | {default} | {choice} | {text} |")
+    return ["| option | default | values | |", "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("|", "\\|") or '""'
+
+
+def commands_page() -> str:
+    """Every command with all its options."""
+    lines = ["# Commands", "", "Written by the commands themselves when this page is built.", ""]
+    lines += ["```text", usage(), "```", ""]
+    for name, (target, text) in COMMANDS.items():
+        lines += [f"## {name}", ""]
+        if target == TRAINER:
+            lines += [f"{text[0].upper()}{text[1:]}. Its options: [configuration](configuration.md).", ""]
+            continue
+        parser = parser_of(name)
+        if parser is not None:
+            lines += [parser.description or text, "", *options(parser._actions)]
+            continue
+        lines += ["```text", help_of(name), "```", ""]
+        for kind in importlib.import_module(target.partition(":")[0]).KINDS:
+            lines += [f"### {name} {kind}", ""]
+            inner = parser_of(name, kind)
+            assert inner is not None, f"{name} {kind} has no help of its own"
+            lines += [inner.description or "", "", *options(inner._actions)]
+    return "\n".join(lines)
+
+
+def configuration_page() -> str:
+    """The keys of `fit`'s YAML, section by section."""
+    parser = parser_of("fit")
+    assert parser is not None
+    lines = [
+        "# Configuration of fit",
+        "",
+        "Every key of the YAML is an option of the command line too: `--model.rank 8` is `rank: 8` under `model:`. "
+        "Written by the parser when this page is built.",
+        "",
+    ]
+    sections: dict[str, list[Any]] = {"": []}
+    for action in parser._actions:
+        section = action.dest.partition(".")[0] if "." in action.dest else ""
+        sections.setdefault(section, []).append(action)
+    for section, actions in sections.items():
+        table = options([action for action in actions if action.dest not in sections])
+        if table:
+            lines += [f"## {section or 'At the top'}", "", *table]
+    return "\n".join(lines)
+
+
+def families_page() -> str:
+    """The facts of each family."""
+    lines = ["# Families", "", "What `src/app/families` says of each. To add one: [add a family](../families.md).", ""]
+    for family in all_families().values():
+        facts = {
+            "in the YAML": f"`family: {family.name}`",
+            "base models": ", ".join(f"`{name}`" for name in family.base_models),
+            "licence of the weights": family.licence,
+            "parameters": f"{family.parameters:,}",
+            "`model_type`": ", ".join(f"`{kind}`" for kind in family.model_types),
+            "LoRA targets": ", ".join(f"`{target}`" for target in family.lora_targets),
+            "ends an answer": ", ".join(f"`{token}`" for token in family.stop_tokens),
+            "in llama.cpp": f"`{family.gguf.architecture}`",
+        }
+        lines += [f"## {family.title}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in facts.items()]
+        lines += ["", "Sources:", "", *(f"- {source}" for source in family.sources), ""]
+    return "\n".join(lines)
+
+
+def messages() -> dict[str, list[tuple[str, str]]]:
+    """Module -> (message, remedy) of every AppError that it raises; what is filled in at run time is "…"."""
+    kinds = {kind.__name__ for kind in AppError.__subclasses__()}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted((ROOT / "src" / "app").rglob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        raised = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in kinds]
+        for call in sorted(raised, key=lambda call: call.lineno):
+            remedy = next((keyword.value for keyword in call.keywords if keyword.arg == "remedy"), None)
+            what, cure = _template(call.args[0]), _template(remedy)
+            if what.strip("… ") and cure.strip("… "):
+                name = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
+                found.setdefault(name, []).append((what, cure))
+    return found
+
+
+def _template(node: ast.expr | None) -> str:
+    """The text that an expression makes, with "…" for what only a run can know."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return " ".join(node.value.split())
+    if isinstance(node, ast.JoinedStr):
+        parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+        return " ".join("".join(parts).split())
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "several":
+        return _template(node.args[0])
+    return "…"
+
+
+def messages_page() -> str:
+    """Every message with its remedy."""
+    lines = [
+        "# Every error message",
+        "",
+        "What this application can say on stderr (exit status 2), with the remedy it gives; … stands for names and "
+        "numbers. Read from the sources when this page is built. The usual ones are explained in "
+        "[troubleshooting](../troubleshooting.md).",
+        "",
+    ]
+    for module, found in messages().items():
+        lines += [f"## {module}", "", "| message | remedy |", "|---|---|"]
+        for pair in found:
+            lines.append("| {} | {} |".format(*(text.replace("|", "\\|").replace("<", "&lt;") for text in pair)))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def assemble() -> Path:
+    """Pages and references together in a fresh folder; returns the site's configuration there."""
+    shutil.rmtree(BUILD, ignore_errors=True)
+    shutil.copytree(SOURCE, BUILD / "pages", ignore=shutil.ignore_patterns("*.toml"))
+    shutil.copy(SOURCE / "zensical.toml", BUILD)
+    shutil.copy(ROOT / "CHANGELOG.md", BUILD / "pages" / "changelog.md")
+    shutil.copy(ROOT / "CONTRIBUTING.md", BUILD / "pages" / "contributing.md")
+    reference = BUILD / "pages" / "reference"
+    reference.mkdir()
+    pages = {
+        "commands": commands_page,
+        "configuration": configuration_page,
+        "families": families_page,
+        "messages": messages_page,
+    }
+    for name, make in pages.items():
+        (reference / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
+    return BUILD / "zensical.toml"
+
+
+def run() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", action="store_true", help="show it, and build it again when a page changes")
+    serve = parser.parse_args().serve
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    config = assemble()
+    program = [sys.executable, "-m", "zensical", *(["serve"] if serve else ["build", "--strict"])]
+    done = subprocess.run([*program, "--config-file", config], check=False, env={**os.environ, "NO_COLOR": "1"})
+    if not serve:
+        print(f"{'failed' if done.returncode else 'wrote'} {BUILD / 'site' / 'index.html'}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
