@@ -21,7 +21,7 @@ LLAMA_BUILD := -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLA
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test fast slow llama check lint format types lock clean
+.PHONY: help quickstart test fast slow llama check lint format types docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 
 types: $(VENV)/.installed-dev  ## mypy, strict, on src
 	$(PY) -m mypy
+
+docs: $(VENV)/.installed-dev  ## the documentation's site, into build/docs/site; fails at a link that leads nowhere
+	$(PY) scripts/build_docs.py
 
 lock: $(VENV)/.installed-dev  ## refresh requirements*.txt from pyproject.toml (UPGRADE=--upgrade: newest versions)
 	$(PIP) install --quiet uv
