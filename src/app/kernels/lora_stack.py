@@ -110,10 +110,10 @@ def _stack_kernel(  # type: ignore[no-untyped-def]
     else:
         element = (program - b_programs) * ELEMENTS + tl.arange(0, ELEMENTS)
         end0, end1, end2 = rank0 * columns, (rank0 + rank1) * columns, ranks * columns
-        value = tl.load(a0 + element, mask=element < end0, other=0.0)
-        value += tl.load(a1 + element - end0, mask=(element >= end0) & (element < end1), other=0.0)
-        value += tl.load(a2 + element - end1, mask=(element >= end1) & (element < end2), other=0.0)
-        tl.store(a_out + element, value.to(a_out.dtype.element_ty), mask=element < end2)
+        part = tl.load(a0 + element, mask=element < end0, other=0.0)
+        part += tl.load(a1 + element - end0, mask=(element >= end0) & (element < end1), other=0.0)
+        part += tl.load(a2 + element - end1, mask=(element >= end1) & (element < end2), other=0.0)
+        tl.store(a_out + element, part.to(a_out.dtype.element_ty), mask=element < end2)
 
 
 @jit
