@@ -20,8 +20,8 @@ def test_rows_read_and_write_their_own_slots_only() -> None:
     assert keys.shape == (2, 2, 6, 8)
     assert torch.equal(keys[0, :, 4:6], new[0, :, :2])
     assert torch.equal(values[1, :, :3], -new[1])
-    assert not cache.keys[0].any(), "another layer was written"
-    assert not cache.keys[1][[0, 2]].any(), "another slot was written"
+    assert not cache.blocks[0].keys.any(), "another layer was written"
+    assert not cache.blocks[1].keys[[0, 2]].any(), "another slot was written"
     assert not keys[0, :, :4].any()
     assert not keys[1, :, 3:].any()
 
@@ -30,15 +30,16 @@ def test_neighbouring_slots_are_read_without_a_copy() -> None:
     cache = SlotCache(CONFIG, slots=4, context=8, dtype=torch.float32, device=CPU)
     cache.aim([1, 2], torch.tensor([[0], [0]]), 1)
     keys, _ = cache.update(torch.ones(2, 2, 1, 8), torch.ones(2, 2, 1, 8), 0)
-    assert keys.untyped_storage().data_ptr() == cache.keys[0].untyped_storage().data_ptr()
+    assert keys.untyped_storage().data_ptr() == cache.blocks[0].keys.untyped_storage().data_ptr()
 
 
 def test_move_copies_what_a_slot_holds() -> None:
     cache = SlotCache(CONFIG, slots=2, context=8, dtype=torch.float32, device=CPU)
-    for block in (*cache.keys, *cache.values):
+    blocks = [block for layer in cache.blocks for block in (layer.keys, layer.values)]
+    for block in blocks:
         block[1] = torch.randn(block[1].shape)
     cache.move(1, 0, 5)
-    for block in (*cache.keys, *cache.values):
+    for block in blocks:
         assert torch.equal(block[0, :, :5], block[1, :, :5])
         assert not block[0, :, 5:].any()
 

@@ -27,9 +27,8 @@ def test_drafting_dies_out_where_it_is_always_wrong() -> None:
     drafted = []
     for _ in range(1000):
         drafted.append(len(lookup.draft(8)))
-        if drafted[-1]:
-            lookup.learn(drafted[-1], 0)
         lookup.extend([0] if rng.random() < 0.9 else [rng.randrange(3)])
+        lookup.learn(drafted[-1], 0)
     used = [length for length in drafted[:128] if length]
     assert 1 <= len(used) <= 6
     assert sum(1 for length in drafted[128:] if length) <= 1000 / 64
@@ -39,9 +38,9 @@ def test_one_right_draft_ends_the_pause() -> None:
     lookup = PromptLookup([5, 5, 5, 5])
     for _ in range(3):
         while not (draft := lookup.draft(8)):
-            pass
+            lookup.extend([5])
         lookup.learn(len(draft), 0)
     while not (draft := lookup.draft(8)):
-        pass
+        lookup.extend([5])
     lookup.learn(len(draft), len(draft))
     assert lookup.draft(8)

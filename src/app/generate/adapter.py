@@ -2,7 +2,7 @@
 
 peft's layer looks at merging, mixed batches, dropout, casts and variants at every call; at one token a step that is
 time: SmolLM2 with an adapter on all linear layers took 33 ms of processor time a step and 28 ms so (one thread of an
-AVX512-BF16 CPU; 48 and 41 ms at batch 8; 2026-11). A fused kernel for base and adapter takes this place on a GPU.
+AVX512-BF16 CPU; 48 and 41 ms at batch 8; 2026-11). On a GPU `app.generate.decoder` fuses base and adapter.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class LeanAdapter:
         names = self.names
         if names != self._names:
             self._names = names
-            plain = [layer for layer in self._layers if len(names) == 1 and _plain(layer, names[0])]
+            plain = [layer for layer in self._layers if len(names) == 1 and is_plain(layer, names[0])]
             self._forwards = [(layer.__dict__, _direct(layer, names[0])) for layer in plain]
         for attributes, forward in self._forwards:
             attributes["forward"] = forward
@@ -56,7 +56,7 @@ class LeanAdapter:
                 del attributes["forward"]
 
 
-def _plain(layer: Any, name: str) -> bool:
+def is_plain(layer: Any, name: str) -> bool:
     """Whether base(x) + scaling * B(A(x)) is all that peft's layer computes in eval mode."""
     return bool(
         isinstance(layer.get_base_layer(), nn.Linear)

@@ -1,12 +1,17 @@
 """Keys and values of all requests in one block of memory per layer, a slot for each request."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
 from app.errors import ConfigError, MachineError
+from app.kernels.cache_layer import CacheLayer, store
+
+CacheBits = Literal[16, 8]
+"""8: int8 values with a step for each token's key and value of each head; half the memory. 16: the model's own type."""
 
 # Of the memory that is free once the model is loaded; the rest is for activations and other programs.
 _SHARE = 0.5
@@ -20,15 +25,36 @@ class SlotCache(Cache):  # type: ignore[misc]  # mypy does not follow transforme
     lies behind a row's own end is left from earlier requests: the attention mask must exclude it.
 
     A token aimed at position ``context``, one past the last, is written where nothing reads: batches are padded so.
+
+    Attributes:
+        blocks: the memory, layer by layer.
     """
 
-    def __init__(self, config: PretrainedConfig, *, slots: int, context: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        slots: int,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        bits: CacheBits = 16,
+    ):
         super().__init__(layers=[])
         heads, width = head_shape(config)
-        shape = (slots, heads, context + 1, width)
+
         # Zeros, since a masked value still counts as 0 x value, which must not be 0 x NaN.
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        def block() -> Tensor:
+            kind = torch.int8 if bits == 8 else dtype
+            return torch.zeros(slots, heads, context + 1, width, dtype=kind, device=device)
+
+        def scales() -> Tensor | None:
+            return torch.zeros(slots, heads, context + 1, device=device) if bits == 8 else None
+
+        self.blocks = [
+            CacheLayer(keys=block(), values=block(), key_scales=scales(), value_scales=scales())
+            for _ in range(config.num_hidden_layers)
+        ]
         self.context = context
         self._index = torch.empty(0, dtype=torch.long)
         self._positions = torch.empty(0, dtype=torch.long)
@@ -55,15 +81,25 @@ class SlotCache(Cache):  # type: ignore[misc]  # mypy does not follow transforme
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Writes one layer's new keys and values and returns all the rows need. # [B, H, Q, D] -> [B, H, length, D]"""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self._index, :, self._positions] = key_states.transpose(1, 2)  # [B, Q, H, D]
-        values[self._index, :, self._positions] = value_states.transpose(1, 2)
-        return keys[:, :, : self._length][self._slots], values[:, :, : self._length][self._slots]
+        block = self.blocks[layer_idx]
+        store(block, self._index, self._positions, key_states.transpose(1, 2), value_states.transpose(1, 2))
+        return (
+            self._read(block.keys, block.key_scales, key_states.dtype),
+            self._read(block.values, block.value_scales, key_states.dtype),
+        )
+
+    def _read(self, block: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+        part = block[:, :, : self._length][self._slots]
+        if scales is None:
+            return part
+        return (part * scales[:, :, : self._length][self._slots][..., None]).to(dtype)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` positions of one slot over another."""
-        for block in (*self.keys, *self.values):
-            block[target, :, :length] = block[source, :, :length]
+        for layer in self.blocks:
+            for block in (layer.keys, layer.values, layer.key_scales, layer.value_scales):
+                if block is not None:
+                    block[target, :, :length] = block[source, :, :length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions the last forward pass could read."""
@@ -95,7 +131,13 @@ def longest_context(config: PretrainedConfig) -> int:
 
 
 def plan_context(
-    config: PretrainedConfig, *, slots: int, context: int | None, dtype: torch.dtype, device: torch.device
+    config: PretrainedConfig,
+    *,
+    slots: int,
+    context: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: CacheBits = 16,
 ) -> int:
     """Positions per slot: those asked for, or as many as the model takes and half of the free memory holds.
 
@@ -113,7 +155,9 @@ def plan_context(
             remedy="choose a value in that range, or leave it out",
         )
     heads, width = head_shape(config)
-    per_position = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+    # An int8 vector has a float32 step.
+    vector = width + 4 if bits == 8 else width * dtype.itemsize
+    per_position = 2 * config.num_hidden_layers * heads * vector
     free = _free_memory(device)
     fits = int(free * _SHARE) // (slots * per_position) - 1
     wanted = context or min(longest, fits)
@@ -122,7 +166,7 @@ def plan_context(
             f"a cache of {slots} slots with {max(wanted, 2)} tokens each needs "
             f"{slots * max(wanted, 2) * per_position / 2**30:.2f} GiB; {free * _SHARE / 2**30:.2f} GiB may be used",
             where="slots, context",
-            remedy="ask for fewer slots or a shorter context, or free memory",
+            remedy="ask for fewer slots, a shorter context or an 8-bit cache, or free memory",
         )
     return wanted
 

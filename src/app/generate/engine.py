@@ -3,6 +3,10 @@
 Requests join and leave at any step. A step reads at most one chunk of prompts and then writes at least one token for
 every running answer, so that a long prompt does not stall the others. Running requests always fill the first slots:
 whoever leaves is replaced by the last one, and the batch stays a view of the cache.
+
+On a GPU a step is launched before the one before is read: the GPU passes the tokens on by itself, and the host learns
+them one step late, by one asynchronous copy. A text that has ended by then has one token too many under way, which is
+dropped. Drafts, penalties and log-probabilities need the tokens first: such steps are read at once.
 """
 
 from collections import deque
@@ -10,19 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import cast
 
+from torch import Tensor
+
 from app.data.records import Message
 from app.data.tokenize import encode, special_ids
 from app.errors import AppError, ConfigError, DataError, several
-from app.generate.forward import Forward, Row
+from app.generate.cache import CacheBits
+from app.generate.forward import Forward, Row, Wish
 from app.generate.request import Answer, Chunk, Request
 from app.generate.sampling import Sampling, choose
 from app.generate.session import Session
+from app.generate.steps import Flight
 
 Prompt = Sequence[Message] | Sequence[int]
 """A conversation that ends with a question, or token ids."""
 
-# Tokens of prompts read in one step: enough to keep the processor busy, few enough for running answers to go on.
-_PREFILL_TOKENS = 512
 # Tokens a decode step may hold, drafts included: beyond it a forward pass is limited by arithmetic, not by reading
 # the weights, and drafts no longer ride along for free.
 _DECODE_TOKENS = 16
@@ -40,8 +46,10 @@ class Engine:
         context: tokens of prompt and answer together; by default what the model and the free memory allow.
         speculate: draft by prompt lookup (`app.generate.speculate`); changes the speed only.
         reuse: keep what a slot's last request left when the next one begins with the same tokens, as each turn of a
-            chat does. Where the model's products depend on the shape of the batch (GPUs in 16 bits), a seed's text may
-            then depend on what was asked before.
+            chat does. On a GPU a prompt read in other pieces is rounded otherwise: a seed's text may then depend on
+            what was asked before.
+        cache_bits: 8 keeps keys and values in int8 (`app.generate.cache`): twice the context in the same memory.
+        fast: on an NVIDIA GPU, use the fused kernels where they can serve the model.
 
     Raises:
         ConfigError: ``slots`` or ``context`` is out of range.
@@ -56,9 +64,11 @@ class Engine:
         context: int | None = None,
         speculate: bool = True,
         reuse: bool = False,
+        cache_bits: CacheBits = 16,
+        fast: bool = True,
     ) -> None:
         self._session = session
-        self._forward = Forward(session.model, slots=slots, context=context)
+        self._forward = Forward(session.model, slots=slots, context=context, bits=cache_bits, fast=fast)
         self._slots = slots
         self._speculate = speculate
         ids = special_ids(session.tokenizer, session.family)
@@ -69,6 +79,8 @@ class Engine:
         # Tokens whose keys and values a free slot still holds, and the adapters they were made with.
         self._left: dict[int, list[int]] = {}
         self._adapters = self._forward.adapters
+        # The step that was launched and not yet read, with its rows.
+        self._flight: tuple[Flight, list[tuple[Request, Row]]] | None = None
 
     @property
     def context(self) -> int:
@@ -160,6 +172,8 @@ class Engine:
         self._prefill()
         self._decode()
         self._release()
+        if not self._running:
+            self._flight = None
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Chunk]:
         """One answer piece by piece; closing the iterator cancels it. Other requests progress meanwhile.
@@ -240,59 +254,98 @@ class Engine:
         unread = [r for r in self._running if r.written == 0]
         if not unread:
             return
-        left = [len(r.tokens) - r.computed for r in unread]
-        width = min(left[0], _PREFILL_TOKENS)
-        # Rows are padded to one width: much shorter ones wait for a step of their own.
-        fitting = [r for r, count in zip(unread, left, strict=True) if 2 * count >= width]
-        rows = []
-        for request in fitting[: _PREFILL_TOKENS // width]:
-            ids = request.tokens[request.computed : request.computed + width]
+        rows: list[tuple[Request, Row]] = []
+        width = 0
+        for request in unread:
+            ids = request.tokens[request.computed : request.computed + self._forward.chunk]
+            width = width or len(ids)
+            # Where rows are padded to one width, much shorter ones wait for a step of their own. What is read at once
+            # must not depend on the neighbours: it decides how sums are rounded.
+            if (len(rows) + 1) * width > self._forward.chunk or not len(ids) <= width <= 2 * len(ids):
+                continue
             last = request.computed + len(ids) == len(request.tokens)
             rows.append((request, Row(slot=request.slot, start=request.computed, ids=ids, scored=int(last))))
-        self._run(rows)
+        scores = self._forward.read([row for _, row in rows])
+        ending = [request for request, row in rows if row.scored]
+        tokens = self._choose(scores, [(request, []) for request in ending]) if ending else []
+        for request, row in rows:
+            request.computed = row.start + len(row.ids)
+        for request, token, score in zip(ending, tokens, scores, strict=False):
+            request.take(token, score)
 
     def _decode(self) -> None:
         """Writes at least one token of every running answer."""
-        writing = [r for r in self._running if r.written > 0 and r.answer is None]
-        if not writing:
-            return
-        share = _DECODE_TOKENS // len(writing) - 1
-        rows = []
+        writing = [r for r in self._running if r.open]
+        share = _DECODE_TOKENS // len(writing) - 1 if writing else 0
+        if any(r.chosen_on_host or (share > 0 and r.drafts_next) for r in writing):
+            self._land()
+            writing = [r for r in writing if r.open]
+        rows, places = [], []
         for request in writing:
             room = min(share, request.limit - request.written - 1)
-            drafted = request.lookup.draft(room) if request.lookup is not None else []
-            ids = [request.tokens[-1], *drafted]
-            rows.append((request, Row(slot=request.slot, start=request.computed, ids=ids, scored=len(ids))))
-        self._run(rows)
+            known = request.flying == 0
+            drafted = request.lookup.draft(room) if known and request.lookup is not None else []
+            ids = [request.tokens[-1] if known else -1 - request.place, *drafted]
+            start = request.computed + request.flying
+            rows.append((request, Row(slot=request.slot, start=start, ids=ids, scored=len(ids))))
+            request.place = len(places)
+            places += [(request, drafted[:ahead]) for ahead in range(len(ids))]
+        before, self._flight = self._flight, None
+        if rows:
+            at_once = not self._forward.fast or any(len(row.ids) > 1 or r.chosen_on_host for r, row in rows)
+            flight = self._forward.write(
+                [row for _, row in rows], [self._wish(*place) for place in places], keep_scores=at_once
+            )
+            for request, _ in rows:
+                request.flying += 1
+            self._flight = flight, rows
+            if at_once:
+                self._land()
+        if before is not None:
+            self._take(*before)
 
-    def _run(self, work: Sequence[tuple[Request, Row]]) -> None:
-        """One forward pass, and for every scored place a chosen token, as long as it agrees with the draft."""
-        scores = self._forward([row for _, row in work])  # [sum of scored, V]
-        # With a row's last tokens scored, all but the first of them are drafts.
-        drafts = [list(row.ids[len(row.ids) - row.scored + 1 :]) if row.scored else [] for _, row in work]
-        places = [
-            (request, drafted[:ahead])
-            for (request, row), drafted in zip(work, drafts, strict=True)
-            for ahead in range(row.scored)
-        ]
-        tokens = choose(
+    def _land(self) -> None:
+        """Reads the step that is under way, if there is one."""
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
+            self._take(*flight)
+
+    def _take(self, flight: Flight, work: Sequence[tuple[Request, Row]]) -> None:
+        """Gives the requests their tokens, as long as those agree with the draft."""
+        tokens, scores = flight.tokens(), flight.scores
+        place = 0
+        for request, row in work:
+            request.flying -= 1
+            drafted = list(row.ids[1:])
+            right = 0
+            for ahead in range(len(row.ids)):
+                if request.answer is not None:
+                    break
+                token = tokens[place + ahead]
+                score = scores[place + ahead] if scores is not None else None
+                if self._forward.fast and request.sampling.penalised:
+                    assert score is not None
+                    (token,) = self._choose(score[None], [(request, [])])
+                agrees = ahead < len(drafted) and token == drafted[ahead]
+                right += agrees
+                if not (request.take(token, score) and agrees):
+                    break
+            request.computed = row.start + 1 + right
+            request.note_draft(len(drafted), right)
+            place += len(row.ids)
+
+    def _wish(self, request: Request, drafted: list[int]) -> Wish:
+        """How the token after ``drafted`` is chosen, which itself follows those known and under way."""
+        penalties = request.history(drafted) if not self._forward.fast else None
+        return Wish(sampling=request.sampling, history=penalties, draw=request.draw(request.flying + len(drafted)))
+
+    def _choose(self, scores: Tensor, places: Sequence[tuple[Request, list[int]]]) -> list[int]:
+        return choose(
             scores,
             [request.sampling for request, _ in places],
             [request.history(before) for request, before in places],
             [request.draw(len(before)) for request, before in places],
         )
-        place = 0
-        for (request, row), drafted in zip(work, drafts, strict=True):
-            right = 0
-            for ahead in range(row.scored):
-                token = tokens[place + ahead]
-                agrees = ahead < len(drafted) and token == drafted[ahead]
-                right += agrees
-                if not (request.take(token, scores[place + ahead]) and agrees):
-                    break
-            request.computed = row.start + len(row.ids) - len(drafted) + right
-            request.note_draft(len(drafted), right)
-            place += row.scored
 
     def _release(self) -> None:
         """Finished requests leave; the last running one moves into each slot that falls free."""
@@ -301,7 +354,7 @@ class Engine:
             if self._reuse and last is request:
                 self._left[request.slot] = request.tokens[: request.computed]
             if last is not request:
-                self._forward.cache.move(last.slot, request.slot, last.computed)
+                self._forward.cache.move(last.slot, request.slot, last.computed + last.flying)
                 last.slot = request.slot
                 self._running[last.slot] = last
 

@@ -1,8 +1,10 @@
 """One pass of the model over rows of the slot cache: the only place where generation runs the model.
 
-A faster decode step (CUDA graphs, fused kernels) belongs here, behind the same call.
+Two paths do the same: transformers' own modules (the reference, everywhere), and on NVIDIA GPUs the fused kernels of
+`app.generate.decoder` in CUDA graphs.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +13,12 @@ import torch
 from torch import Tensor
 
 from app.generate.adapter import LeanAdapter
-from app.generate.cache import SlotCache, plan_context
+from app.generate.cache import CacheBits, SlotCache, plan_context
+from app.generate.decoder import Decoder
+from app.generate.sampling import Sampling, choose
+from app.generate.steps import LARGEST_CHUNK, Flight, Place, Steps
+from app.kernels.triton_support import triton
+from app.model.accelerate import NotCoveredError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,7 +32,8 @@ class Row:
     Attributes:
         slot: its place in the cache.
         start: tokens of it that the cache already holds.
-        ids: the tokens that follow.
+        ids: the tokens that follow. Before `write`, one below 0 stands for what the step before chose at its place
+            -1 - id.
         scored: how many of the last of ``ids`` need scores.
     """
 
@@ -35,30 +43,114 @@ class Row:
     scored: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """How the token after a scored place is chosen: see `app.generate.sampling.choose`."""
+
+    sampling: Sampling
+    history: tuple[Tensor, Tensor] | None
+    draw: float
+
+
 class Forward:
     """The model with its cache.
+
+    Adapters are loaded into the model before; which of them is on may change between calls.
+
+    Args:
+        model: as loaded.
+        slots: requests with a place in the cache.
+        context: positions in a slot; None: what the model and the memory allow.
+        bits: of the cache.
+        fast: use the fused kernels where they can serve.
 
     Attributes:
         context: positions in a slot.
         vocabulary: number of token ids.
     """
 
-    def __init__(self, model: "PreTrainedModel | PeftModel", *, slots: int, context: int | None) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        *,
+        slots: int,
+        context: int | None,
+        bits: CacheBits = 16,
+        fast: bool = True,
+    ) -> None:
         # A PeftModel's adapter layers sit inside the transformers model; going straight to it saves a wrapper a step.
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = self._model.config
         embedding = self._model.get_input_embeddings().weight
         self._device, self._dtype = embedding.device, embedding.dtype
-        self.context = plan_context(config, slots=slots, context=context, dtype=self._dtype, device=self._device)
+        where = {"dtype": self._dtype, "device": self._device}
+        self.context = plan_context(config, slots=slots, context=context, bits=bits, **where)
         self.vocabulary = int(config.vocab_size)
-        self.cache = SlotCache(config, slots=slots, context=self.context, dtype=self._dtype, device=self._device)
+        self.cache = SlotCache(config, slots=slots, context=self.context, bits=bits, **where)
         self._window: int | None = getattr(config, "sliding_window", None)
         self._adapter = LeanAdapter(self._model)
+        self._slots = slots
+        self._steps: Steps | None = None
+        self._prepared: tuple[str, ...] | None = None
+        self._allow_fast = fast and self._device.type == "cuda" and triton is not None
+        self._prepare()
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fused kernels serve: `write` may then be called before the last step's tokens are known."""
+        return self._steps is not None
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of prompts read in one step: enough to keep the processor busy, few enough for answers to go on."""
+        return LARGEST_CHUNK if self.fast else 512
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters that are on: what the cache holds is only good under the same ones."""
         return self._adapter.names
+
+    def _prepare(self) -> None:
+        """Gets the fast path ready for the adapters that are on; without it where it cannot serve them."""
+        if not self._allow_fast or self.adapters == self._prepared:
+            return
+        self._prepared = self.adapters
+        try:
+            with torch.inference_mode():
+                decoder = self._steps.decoder if self._steps is not None else Decoder(self._model, self.cache)
+                decoder.use(self.adapters)
+        except NotCoveredError as reason:
+            if self._steps is not None:  # once more, with room for an adapter that came later
+                self._steps = self._prepared = None
+                self._prepare()
+                return
+            warnings.warn(f"generation without the fast kernels: {reason}", stacklevel=2)
+            return
+        if self._steps is None:
+            self._steps = Steps(decoder, slots=self._slots, device=self._device)
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        """Reads parts of prompts; see `__call__`. Rows have at most one scored token, their last."""
+        self._prepare()
+        if self._steps is None:
+            return self(rows)
+        scores = [(row, self._steps.read(_places(row))) for row in rows]
+        return torch.stack([score for row, score in scores if row.scored] or [scores[0][1][:0]])
+
+    def write(self, rows: Sequence[Row], wishes: Sequence[Wish], *, keep_scores: bool) -> Flight:
+        """Goes on with answers: every token of the rows is scored, and one chosen to follow it.
+
+        Args:
+            rows: what is written.
+            wishes: how to choose after each token, row by row.
+            keep_scores: whether the flight carries the scores.
+        """
+        samplings, draws = [wish.sampling for wish in wishes], [wish.draw for wish in wishes]
+        if self._steps is not None:
+            places = [place for row in rows for place in _places(row)]
+            return self._steps.write(places, samplings, draws, keep_scores=keep_scores)
+        scores = self(rows)
+        return Flight(torch.tensor(choose(scores, samplings, [wish.history for wish in wishes], draws)), None, scores)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> Tensor:
@@ -105,3 +197,7 @@ class Forward:
             seen &= keys > positions[..., None] - self._window
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
+
+
+def _places(row: Row) -> list[Place]:
+    return [(token, row.slot, row.start + ahead) for ahead, token in enumerate(row.ids)]

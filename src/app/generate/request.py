@@ -71,6 +71,8 @@ class Request:
         slot: its place in the cache while it has one.
         computed: tokens the cache holds.
         tokens: prompt and answer so far.
+        flying: tokens being chosen by steps that were launched and not yet read: they follow ``tokens``.
+        place: where the newest of those steps chooses it.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Request:
         self.answer: Answer | None = None
         self.slot = -1
         self.computed = 0
+        self.flying = 0
+        self.place = 0
         self.tokens = list(prompt)
         self.sampling = sampling
         self.seed = secrets.randbelow(2**63) if sampling.seed is None else sampling.seed
@@ -107,6 +111,21 @@ class Request:
     def written(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - self._prompt
+
+    @property
+    def open(self) -> bool:
+        """Whether the answer takes another token beyond those on their way."""
+        return self.answer is None and self.written > 0 and self.written + self.flying < self.limit
+
+    @property
+    def drafts_next(self) -> bool:
+        """Whether there is a draft, as far as the tokens are known."""
+        return self.lookup is not None and self.lookup.ready
+
+    @property
+    def chosen_on_host(self) -> bool:
+        """Whether each token must be known before the step that follows it."""
+        return self.sampling.penalised or self.sampling.logprobs is not None
 
     @property
     def used(self) -> int:
@@ -138,12 +157,12 @@ class Request:
         seen = torch.tensor([*self.tokens, *drafted])
         return seen, seen[self._prompt :]
 
-    def take(self, token: int, scores: Tensor) -> bool:
+    def take(self, token: int, scores: Tensor | None) -> bool:
         """Adds a chosen token; returns whether the answer goes on.
 
         Args:
             token: the chosen id.
-            scores: the model's, which it was chosen from. # [V]
+            scores: the model's, which it was chosen from; needed for log-probabilities only. # [V]
         """
         self._last = time.perf_counter()
         self._first = self._first or self._last
@@ -151,6 +170,7 @@ class Request:
         if self.lookup is not None:
             self.lookup.extend([token])
         if self.sampling.logprobs is not None:
+            assert scores is not None
             self._logprobs.append(token_logprob(scores, token, self.sampling.logprobs))
         if token in self._stop_ids:
             self.finish("stop")

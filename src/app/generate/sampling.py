@@ -116,6 +116,11 @@ def choose(
     if not any(s.temperature or s.penalised for s in sampling):
         best: list[int] = logits.argmax(-1).tolist()
         return best
+    if logits.is_cuda:
+        rows = zip(logits.float(), sampling, histories, strict=True)
+        scores = torch.stack([row if past is None else penalise(row, options, *past) for row, options, past in rows])
+        chosen: list[int] = choose_on_device(scores, sampling, draws).tolist()
+        return chosen
     tokens = []
     for row, options, history, draw in zip(logits, sampling, histories, draws, strict=True):
         scores = row.float()
@@ -123,6 +128,43 @@ def choose(
             scores = penalise(scores, options, *history)
         tokens.append(_draw(scores, options, draw) if options.temperature else int(scores.argmax()))
     return tokens
+
+
+def choose_on_device(scores: Tensor, sampling: Sequence[Sampling], draws: Sequence[float]) -> Tensor:
+    """One token per row, as `choose` without penalties, all rows at once and without waiting for the device.
+
+    Tokens are in order of their scores even where no option needs it; `choose` then draws in order of their ids. Both
+    are the same distribution, but a seed's text on a GPU is another than on a CPU.
+
+    Args:
+        scores: float32. # [R, V]
+        sampling: the options of each row.
+        draws: a number in [0, 1) per row, not used by greedy rows.
+
+    Returns:
+        token ids. # [R]
+    """
+    if not any(options.temperature for options in sampling):
+        return scores.argmax(-1)
+    size = scores.shape[1]
+    rows = [
+        # A row without temperature keeps its best token only.
+        (s.temperature, s.top_k or size, s.top_p, s.min_p, u) if s.temperature else (1.0, 1, 1.0, 0.0, 0.0)
+        for s, u in zip(sampling, draws, strict=True)
+    ]
+    options = torch.tensor(rows, dtype=torch.float64, pin_memory=scores.is_cuda).to(scores.device, non_blocking=True)
+    temperature, top_k, top_p, min_p, draw = options.t()[..., None]  # [R, 1] each
+    ordered, ids = scores.sort(dim=-1, descending=True, stable=True)
+    shares = ((ordered.double() - ordered[:, :1]) / temperature).exp()
+    shares = shares.where(torch.arange(size, device=scores.device) < top_k, 0.0)
+    probabilities = shares / shares.sum(-1, keepdim=True)
+    before = probabilities.cumsum(-1) - probabilities
+    stays = ((before < top_p) | (top_p >= 1)) & (probabilities >= min_p * probabilities[:, :1])
+    reached = probabilities.where(stays, 0.0).cumsum(-1)
+    place = (reached <= draw * reached[:, -1:]).sum(-1, keepdim=True)
+    # Rounding may leave the draw at the very end.
+    last = (stays & (probabilities > 0)).sum(-1, keepdim=True) - 1
+    return ids.gather(1, place.minimum(last))[:, 0]
 
 
 def penalise(scores: Tensor, options: Sampling, seen: Tensor, written: Tensor) -> Tensor:
@@ -134,6 +176,7 @@ def penalise(scores: Tensor, options: Sampling, seen: Tensor, written: Tensor) -
         seen: ids of prompt and answer so far, any order. # [n]
         written: ids of the answer so far. # [m]
     """
+    seen, written = seen.to(scores.device), written.to(scores.device)
     if options.repetition_penalty != 1:
         there = scores[seen]
         penalty = options.repetition_penalty

@@ -36,15 +36,18 @@ class PromptLookup:
             if len(self._tokens) >= _NGRAM:
                 self._after[tuple(self._tokens[-_NGRAM:])] = len(self._tokens)
             self._tokens.append(token)
+            self._wait = max(self._wait - 1, 0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a draft now."""
+        return self._wait == 0 and tuple(self._tokens[-_NGRAM:]) in self._after
 
     def draft(self, limit: int) -> list[int]:
         """Up to ``limit`` tokens that may follow; empty where nothing matches or drafting does not pay just now."""
-        if self._wait > 0:
-            self._wait -= 1
+        if limit < 1 or not self.ready:
             return []
-        start = self._after.get(tuple(self._tokens[-_NGRAM:]))
-        if start is None or limit < 1:
-            return []
+        start = self._after[tuple(self._tokens[-_NGRAM:])]
         return self._tokens[start : start + min(limit, self._length)]
 
     def learn(self, drafted: int, accepted: int) -> None:

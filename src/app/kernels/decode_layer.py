@@ -1,0 +1,307 @@
+"""What stands between the products of a decoder layer while text is written: each kernel adds up partial sums.
+
+A product's parts (`app.kernels.nf4_gemv.PartialSums`) and its adapter's B are summed by whoever reads the result:
+the residual stream, the gated activation, the rotary embedding on its way into the cache. All arithmetic is float32
+and rounds once, to what the next product takes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from app.kernels.cache_layer import CacheLayer, store
+from app.kernels.glu import Activation, _gate, glu_reference
+from app.kernels.nf4_gemv import PartialSums
+from app.kernels.triton_support import follow, jit, row_block, starts_early, tl, triton, use_triton
+
+# Columns of one program: 128 of them are few enough for one row of 4,096 to occupy 32 multiprocessors.
+_COLUMNS = 128
+
+
+def square_parts(width: int) -> int:
+    """Columns of `add_residual`'s ``squares`` for a model of this width."""
+    return -(-width // _COLUMNS)
+
+
+def add_residual(
+    hidden: torch.Tensor, partial: PartialSums | None, factor: torch.Tensor, x: torch.Tensor, squares: torch.Tensor
+) -> None:
+    """Adds a product to the residual stream, and prepares RMSNorm for the product that follows.
+
+    The norm's division is left to that product, which knows the sum of squares by then.
+
+    Args:
+        hidden: the residual stream, float32, changed in place. # [R, D]
+        partial: what is added; None where it is all there already.
+        factor: what RMSNorm multiplies with, float32. # [D]
+        x: receives hidden * factor. # [R, D]
+        squares: receives the sums of squares of 128 columns each, float32. # [R, parts]
+    """
+    rows, width = hidden.shape
+    if not use_triton(hidden):
+        if partial is not None:
+            hidden += partial.total()
+        x.copy_(hidden * factor)
+        padded = torch.nn.functional.pad(hidden, (0, squares.shape[1] * _COLUMNS - width))
+        squares.copy_(padded.unflatten(1, (-1, _COLUMNS)).square().sum(2))
+        return
+    _residual_kernel[(rows, squares.shape[1])](
+        hidden,
+        *_parts(partial),
+        factor,
+        x,
+        squares,
+        rows,
+        width,
+        **_sizes(partial),
+        BLOCK=_COLUMNS,
+        **_launch(x),
+    )
+
+
+def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> None:
+    """activation(gate) * up of a product [gate | up] into ``out`` [R, F]."""
+    rows, width = out.shape
+    if not use_triton(out):
+        out.copy_(glu_reference(partial.total(), activation))
+        return
+    _gated_kernel[(rows, triton.cdiv(width, _COLUMNS))](
+        *_parts(partial),
+        out,
+        rows,
+        width,
+        # Phi-3's gate and up are one weight with one adapter.
+        UP_MEMBER=len(partial.weights.weights) - 1,
+        **_sizes(partial),
+        SILU=activation == "silu",
+        BLOCK=_COLUMNS,
+        **_launch(out),
+    )
+
+
+def rotate_into_cache(
+    partial: PartialSums,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    queries: torch.Tensor,
+    cache: CacheLayer,
+) -> None:
+    """Rotary embedding of a product [q | k | v]: queries into ``queries``, keys and values to their places.
+
+    Args:
+        partial: of query, key and value.
+        cos, sin: tables as transformers' rotary modules give them, both halves equal. # [positions, rotated]
+        slots, positions: of each row, int32. # [R]
+        queries: receives the rotated queries. # [R, heads, D]
+        cache: receives keys and values.
+    """
+    rows, heads, head_dim = queries.shape
+    key_heads = cache.keys.shape[1]
+    if not use_triton(queries):
+        fused = partial.total().unflatten(1, (-1, head_dim))  # [R, heads + 2 key heads, D]
+        rotated, half = heads + key_heads, cos.shape[1] // 2
+        c, s = cos[positions.long(), None].float(), sin[positions.long(), None].float()
+        part = fused[:, :rotated, : 2 * half]
+        turned = torch.cat((-part[..., half:], part[..., :half]), dim=-1)
+        fused[:, :rotated, : 2 * half] = part * c + turned * s
+        queries.copy_(fused[:, :heads])
+        store(cache, slots.long()[:, None], positions.long()[:, None], *fused[:, None, heads:].split(key_heads, 2))
+        return
+    separate = len(partial.weights.weights) > 1
+    _rotate_kernel[(rows, heads + 2 * key_heads)](
+        *_parts(partial),
+        cos,
+        sin,
+        slots,
+        positions,
+        queries,
+        cache.keys,
+        cache.values,
+        cache.key_scales,
+        cache.value_scales,
+        rows,
+        heads,
+        key_heads,
+        cache.keys.shape[2],
+        cos.shape[1] // 2,
+        head_dim,
+        SEPARATE=separate,
+        INT8=cache.key_scales is not None,
+        **_sizes(partial),
+        BLOCK=row_block(head_dim),
+        **_launch(queries),
+    )
+
+
+def _parts(partial: PartialSums | None) -> tuple[torch.Tensor | int | None, ...]:
+    """Arguments of `_finish`: values, B, width and outputs."""
+    if partial is None:
+        return None, None, 0, 0
+    return partial.values, partial.weights.b, partial.weights.width, partial.weights.outputs
+
+
+def _sizes(partial: PartialSums | None) -> dict[str, int]:
+    """Compile-time arguments of `_finish`."""
+    if partial is None:
+        return {"SPLITS": 0, "RANK": 0}
+    return {"SPLITS": partial.weights.splits, "RANK": partial.weights.rank}
+
+
+def _launch(tensor: torch.Tensor) -> dict[str, int | bool]:
+    """How these kernels are launched; see `app.kernels.triton_support.follow`."""
+    early = starts_early(tensor)
+    return {"EARLY": early, "num_warps": 4, **({"launch_pdl": early} if tensor.is_cuda else {})}
+
+
+@jit
+def _finish(  # type: ignore[no-untyped-def]
+    values,
+    b,
+    width,
+    outputs,
+    rows,
+    row,
+    column,
+    mask,
+    MEMBER: tl.constexpr,
+    SPLITS: tl.constexpr,
+    RANK: tl.constexpr,
+):
+    """Sum of a product's parts at ``column``, with the member's adapter. # [BLOCK]"""
+    values += row * width
+    values += (tl.arange(0, SPLITS) * rows * width)[:, None]
+    total = tl.sum(tl.load(values + column[None, :], mask=mask[None, :], other=0.0), axis=0)
+    if RANK > 0:
+        rank = tl.arange(0, RANK)
+        low = tl.sum(tl.load(values + (outputs + MEMBER * RANK + rank)[None, :]), axis=0)
+        at = b + rank[:, None] * outputs + column[None, :]
+        factors = tl.load(at, mask=mask[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(factors * low[:, None], axis=0)
+    return total
+
+
+@jit
+def _residual_kernel(  # type: ignore[no-untyped-def]
+    hidden,
+    values,
+    b,
+    values_width,
+    outputs,
+    factor,
+    x,
+    squares,
+    rows,
+    width,
+    SPLITS: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    follow(EARLY)
+    row, part = tl.program_id(0), tl.program_id(1)
+    column = part * BLOCK + tl.arange(0, BLOCK)
+    mask = column < width
+    at = row * width + column
+    total = tl.load(hidden + at, mask=mask, other=0.0)
+    if SPLITS > 0:
+        total += _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK)
+        tl.store(hidden + at, total, mask=mask)
+    tl.store(x + at, total * tl.load(factor + column, mask=mask, other=0.0), mask=mask)
+    tl.store(squares + row * tl.num_programs(1) + part, tl.sum(total * total, axis=0))
+
+
+@jit
+def _gated_kernel(  # type: ignore[no-untyped-def]
+    values,
+    b,
+    values_width,
+    outputs,
+    out,
+    rows,
+    width,
+    UP_MEMBER: tl.constexpr,
+    SPLITS: tl.constexpr,
+    RANK: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    follow(EARLY)
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < width
+    gate = _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK)
+    up = _finish(values, b, values_width, outputs, rows, row, width + column, mask, UP_MEMBER, SPLITS, RANK)
+    value, _ = _gate(gate, SILU)
+    tl.store(out + row * width + column, value * up, mask=mask)
+
+
+@jit
+def _rotate_kernel(  # type: ignore[no-untyped-def]
+    values,
+    b,
+    values_width,
+    outputs,
+    cos,
+    sin,
+    slots,
+    positions,
+    queries,
+    cache_keys,
+    cache_values,
+    key_scales,
+    value_scales,
+    rows,
+    heads,
+    key_heads,
+    places,
+    half,
+    head_dim,
+    SEPARATE: tl.constexpr,
+    INT8: tl.constexpr,
+    SPLITS: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """A program has one head of one row: first those of q, then k, then v."""
+    follow(EARLY)
+    row, head = tl.program_id(0), tl.program_id(1)
+    slot, position = tl.load(slots + row), tl.load(positions + row)
+    element = tl.arange(0, BLOCK)
+    mask = element < head_dim
+    rotated = element < 2 * half
+    # The other half's element, which is added with the sine.
+    partner = tl.where(element < half, element + half, tl.where(rotated, element - half, element))
+    sign = tl.where(element < half, -1.0, 1.0)
+    c = tl.load(cos + position * 2 * half + element, mask=rotated, other=1.0).to(tl.float32)
+    s = tl.load(sin + position * 2 * half + element, mask=rotated, other=0.0).to(tl.float32) * sign
+    column = head * head_dim + element
+    other = head * head_dim + partner
+    place = (slot.to(tl.int64) * key_heads + head - heads) * places + position
+    if head < heads:
+        value = _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK) * c
+        value += _finish(values, b, values_width, outputs, rows, row, other, mask, 0, SPLITS, RANK) * s
+        tl.store(queries + (row * heads + head) * head_dim + element, value, mask=mask)
+    elif head < heads + key_heads:
+        key: tl.constexpr = 1 if SEPARATE else 0
+        value = _finish(values, b, values_width, outputs, rows, row, column, mask, key, SPLITS, RANK) * c
+        value += _finish(values, b, values_width, outputs, rows, row, other, mask, key, SPLITS, RANK) * s
+        _store(value, cache_keys, key_scales, place, head_dim, element, mask, INT8)
+    else:
+        last: tl.constexpr = 2 if SEPARATE else 0
+        value = _finish(values, b, values_width, outputs, rows, row, column, mask, last, SPLITS, RANK)
+        _store(value, cache_values, value_scales, place - key_heads * places, head_dim, element, mask, INT8)
+
+
+@jit
+def _store(value, block, scales, place, head_dim, element, mask, INT8: tl.constexpr):  # type: ignore[no-untyped-def]
+    if INT8:
+        scale = tl.max(tl.abs(value), axis=0) / 127
+        tl.store(scales + place, scale)
+        scaled = value / tl.where(scale > 0, scale, 1.0)
+        # Rounds half away from zero where torch rounds to even: half a step either way.
+        value = tl.floor(tl.abs(scaled) + 0.5) * tl.where(scaled < 0, -1.0, 1.0)
+    tl.store(block + place * head_dim + element, value.to(block.dtype.element_ty), mask=mask)
