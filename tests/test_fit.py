@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -168,7 +164,7 @@ def test_second_run_in_one_directory_is_refused(
     run, options = finished
     before = run.manifest_path.read_text()
     assert main(["fit", *options]) == 2
-    assert "--ckpt_path last" in capsys.readouterr().err
+    assert "--resume auto" in capsys.readouterr().err
     assert run.manifest_path.read_text() == before
 
 
@@ -238,30 +234,3 @@ def test_without_a_validation_split_the_adapter_follows_the_last_step(
     best, last = (load_file(folder / "adapter_model.safetensors") for folder in (run.adapter, run.adapter_last))
     assert all(torch.equal(best[name], value) for name, value in last.items())
     assert run.read_manifest().result["best_val_loss"] is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kill", "status", "exit_status"),
-    [(signal.SIGKILL, "running", -signal.SIGKILL), (signal.SIGTERM, "stopped", 128 + signal.SIGTERM)],
-)
-def test_killed_run_goes_on_from_its_last_checkpoint(
-    finished: tuple[RunDirectory, list[str]], tmp_path: Path, kill: signal.Signals, status: str, exit_status: int
-) -> None:
-    """Ended in the middle of it, then ``--ckpt_path last``: the same weights as the run that was left alone."""
-    whole, options = finished
-    run = RunDirectory(tmp_path / "run")
-    command = [sys.executable, "-m", "app", "fit"]
-    command += [str(run.path) if value == str(whole.path) else value for value in options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(run.checkpoints.glob("step-*.ckpt"))) < 2:
-        time.sleep(0.005)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(kill)
-    assert process.wait() == exit_status
-    assert run.read_manifest().status == status
-    subprocess.run([*command, "--ckpt_path", "last"], check=True, stderr=subprocess.DEVNULL)
-    assert run.read_manifest().status == "finished"
-    wanted = load_file(whole.adapter_last / "adapter_model.safetensors")
-    got = load_file(run.adapter_last / "adapter_model.safetensors")
-    assert all(torch.equal(got[name], value) for name, value in wanted.items())

@@ -31,7 +31,7 @@ from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
 from app.callbacks.record import RunRecorder
-from app.callbacks.stop_signals import NAMES, Stopped
+from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
 from app.commands.options import BriefErrors
 from app.data.module import SFTDataModule
@@ -207,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``fit``, ``validate`` or ``test``; returns the exit status."""
     quieten()
     try:
-        with ExitStack() as held:
+        with stopping_at_once(), ExitStack() as held:
             cli = run_attempts(argv, held)
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -61,13 +61,6 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._signals.install(training=False)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._signals.remove()
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to start where the disk cannot hold what the run will save.
 
@@ -89,7 +82,7 @@ class Checkpoints(Checkpoint):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._signals.install(training=True)
+        self._signals.install()
         self._saved_step = trainer.global_step
         self._due_step = (trainer.global_step // self.every + 1) * self.every
 
@@ -113,15 +106,10 @@ class Checkpoints(Checkpoint):
         self._end_step(trainer, pl_module, value)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._signals.remove()
         if trainer.global_step != self._saved_step:
             self.save(trainer, pl_module)
         if self.best is not None:
             self._restore_best(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves nothing: what broke in the middle of a step is not to be gone on from."""
-        self._signals.remove()
 
     def _is_among_best(self, run: RunDirectory, value: float) -> bool:
         best = [seal.value for path in by_value(run)[: self.keep_best] if (seal := read_seal(path))]

@@ -27,7 +27,7 @@ class Curves(TensorBoardLogger):
         if shutil.disk_usage(self.save_dir).free >= ROOM:
             try:
                 super().log_metrics(metrics, step)
-            except OSError:
+            except (OSError, ValueError):  # Lightning turns what it does not know into a ValueError
                 self._experiment = None
             else:
                 if self._lost:

@@ -108,11 +108,11 @@ class Divergence(Callback):
             return
         cause = f"{self.patience} steps in a row, from step {self._in_a_row[0]} on, had no finite loss or gradient"
         scale = module.adaptations[-1].lr_scale if module.adaptations else 1.0
+        good = self._in_a_row[0] - 1
+        drop_after(RunDirectory(trainer.default_root_dir), good)
         if scale == 1:
             change = f"back to before them, with {self.lr_factor:g} times the learning rate"
             module.passes.note(cause, change, lr_scale=self.lr_factor)
-            good = self._in_a_row[0] - 1
-            drop_after(RunDirectory(trainer.default_root_dir), good)
             raise RolledBack(good)
         raise DataError(
             several(f"{cause}, also with {scale:g} times the learning rate", self._rows(trainer)),

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +75,7 @@ class RunRecorder(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
         self._manifest: Manifest | None = None
         self._adaptations: list[Adaptation] = []
+        self._before: Mapping[str, Any] = {}
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -101,6 +103,9 @@ class RunRecorder(SaveConfigCallback):
             app_version=__version__,
         )
         self._adaptations = module.adaptations
+        run = RunDirectory(trainer.default_root_dir)
+        if trainer.ckpt_path is not None and run.manifest_path.is_file():
+            self._before = run.read_manifest().result
         self._write("running", trainer)
         record = {
             "config": config,
@@ -131,7 +136,10 @@ class RunRecorder(SaveConfigCallback):
         if self._manifest is None or not trainer.is_global_zero:
             return
         self._manifest = dataclasses.replace(
-            self._manifest, status=status, result=_result(trainer), adaptations=tuple(self._adaptations)
+            self._manifest,
+            status=status,
+            result={**self._before, **_result(trainer)},
+            adaptations=tuple(self._adaptations),
         )
         try:
             RunDirectory(trainer.default_root_dir).write_manifest(self._manifest)

@@ -3,9 +3,9 @@
 import os
 import signal
 import sys
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 NAMES = {signal.SIGINT: "ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -23,41 +23,44 @@ class Stopped(SystemExit):
         self.signal, self.step = number, step
 
 
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Until training begins, ctrl-C ends the command in one line; afterwards what was there before is back.
+
+    Lightning answers a KeyboardInterrupt with exit status 1 and no word (2.6.6).
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number), None)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class StopSignals:
     """Notes the first SIGINT or SIGTERM; from then on the system's own handling is back, which is the end.
 
     Lightning's handlers are not used: its SIGTERM ends between two micro-batches, in the middle of a step, and its
-    ctrl-C in the middle of one (2.6.6).
+    ctrl-C in the middle of one (2.6.6). It puts back those it found when the run ends, which takes these away.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.training = False
-        self._before: dict[signal.Signals, Any] = {}
 
-    def install(self, *, training: bool) -> None:
-        """Begins to listen; again, after Lightning has put its own handlers in place."""
-        self.training = training
-        if threading.current_thread() is threading.main_thread():
-            for number in NAMES:
-                before = signal.signal(number, self._handle)
-                self._before.setdefault(number, before)
-
-    def remove(self) -> None:
-        """Puts back what was there before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def install(self) -> None:
+        """Begins to listen."""
+        for number in NAMES:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        received = signal.Signals(number)
-        if not self.training:
-            raise Stopped(received, None)
-        self.received = received
-        for other in NAMES:
-            signal.signal(other, signal.SIG_DFL)
+        self.received = signal.Signals(number)
+        for each in NAMES:
+            signal.signal(each, signal.SIG_DFL)
         # Written past Python's buffers, which the handler may have interrupted. The first characters put back the
         # cursor that a progress bar has hidden: a second ctrl-C would leave the terminal without one.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        text = f"{cursor}\n{NAMES[received]}: this step is finished and saved first; once more ends at once\n"
+        text = f"{cursor}\n{NAMES[self.received]}: this step is finished and saved first; once more ends at once\n"
         os.write(2, text.encode())

@@ -55,6 +55,12 @@ class Throughput(Callback):
         self._window = [0, 0]
         self._flops = 0.0
 
+    def state_dict(self) -> dict[str, float]:
+        return {"tokens": self.tokens, "samples": self.samples, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.samples, self.seconds = (state_dict[name] for name in ("tokens", "samples", "seconds"))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._flops = model_flops_per_token(pl_module)
         self._since = time.perf_counter()

@@ -49,9 +49,9 @@ def next_rung(
     if rows > 1:
         half = -(-rows // 2)
         if phase == "evaluation":
-            return replace(settings, evaluation_rows=half), f"evaluation of {half} rows at a time instead of {rows}"
-        changed = replace(settings, rows=half)
-        return changed, f"micro-batches of {half} rows instead of {rows}, and as many more: the step stays the same"
+            return replace(settings, evaluation_rows=half), f"evaluation takes {half} of {rows} rows at a time"
+        change = f"training takes {half} of {rows} rows at a time, twice as often: the step stays the same"
+        return replace(settings, rows=half), change
     if phase == "training" and "budget" in trades and settings.tighter < TIGHTEST:
         changed = replace(settings, tighter=settings.tighter + 1)
         return changed, "a tenth less memory for saved results: more of them are recomputed or offloaded"
@@ -61,7 +61,7 @@ def next_rung(
         return replace(settings, offload=True), "what the backward pass needs waits in CPU memory"
     if shortest is not None and length > shortest:
         cut = max(shortest, 3 * length // 4)
-        return replace(settings, length=cut), f"rows are CUT at {cut} tokens: what is beyond is not trained on"
+        return replace(settings, length=cut), f"rows are CUT at {cut} tokens: what is beyond is left out"
     return None
 
 

@@ -1,0 +1,41 @@
+"""Which adapter a run ends with."""
+
+import shutil
+from contextlib import ExitStack
+
+import torch
+from safetensors.torch import load_file
+
+from app.artifact import RunDirectory
+from app.callbacks.checkpoint_files import find_checkpoint
+from app.cli import run_attempts
+from callbacks.conftest import Undisturbed
+from support.fitting import fit
+
+
+def test_best_adapter_is_restored_and_the_last_is_kept(undisturbed: Undisturbed, run: RunDirectory) -> None:
+    """No validation counts as better, so the first stays the best, and three more end the run."""
+    options = undisturbed.options(
+        run, early_stopping__min_delta=100, validate_every=1, model__lr=1.0, model__schedule="constant",
+        model__warmup=0, trainer__gradient_clip_val=1e6,
+    )  # fmt: skip
+    with ExitStack() as held:
+        cli = run_attempts(["fit", *options], held)
+    result = run.read_manifest().result
+    assert result["steps"] == 4 and result["best_step"] < 4
+    best, last = (load_file(folder / "adapter_model.safetensors") for folder in (run.adapter, run.adapter_last))
+    assert any(not torch.equal(best[name], value) for name, value in last.items())
+    at_best = torch.load(find_checkpoint(run, "best"), weights_only=True)["state_dict"]
+    in_memory = cli.model.state_dict()
+    assert all(torch.equal(in_memory[name], value) for name, value in at_best.items())
+    assert all(torch.equal(best[name.removeprefix("model.").replace(".default", "")], v) for name, v in at_best.items())
+    at_last = torch.load(find_checkpoint(run, "last"), weights_only=True)
+    assert at_last["global_step"] == 4
+
+    # Killed between early stopping and its end: the resumed run has stopped, too.
+    before = run.read_manifest().result["steps"]
+    shutil.rmtree(run.adapter)
+    fit(*options, "--resume", "auto")
+    assert run.read_manifest().result["steps"] == before
+    again = load_file(run.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in best.items())
