@@ -16,6 +16,7 @@ from app.evaluate.length_ratio import LENGTH_RATIO
 from app.evaluate.metric import Metric
 from app.evaluate.outcome import METRICS
 from app.evaluate.perplexity import PERPLEXITY
+from app.evaluate.question_use import QUESTION_USE
 from app.evaluate.repetition import REPETITION
 from app.evaluate.rouge import ROUGE
 from app.evaluate.samples import Answered, Scored
@@ -39,6 +40,13 @@ def test_losses() -> None:
     assert PERPLEXITY.part(sample) == (6.0, 3)
     assert TOKEN_ACCURACY.part(sample) == (1, 3)
     assert PERPLEXITY.part(Scored(loss=0.0, right=0, tokens=0, length=4)) is None
+
+
+def test_use_of_the_question_is_what_the_right_one_saves() -> None:
+    right = Scored(loss=6.0, right=1, tokens=3, length=9)
+    wrong = Scored(loss=9.0, right=0, tokens=3, length=12)
+    assert QUESTION_USE.part((right, wrong)) == (3.0, 3)
+    assert QUESTION_USE.part((wrong, right)) == (-3.0, 3)
 
 
 @pytest.mark.parametrize(

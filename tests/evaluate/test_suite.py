@@ -172,7 +172,7 @@ def test_moved_data_is_found_by_option_and_parts_can_be_left_out(
 ) -> None:
     moved = shutil.copy(run.read_manifest().data.source, tmp_path / "questions.csv")
     found = evaluate(copy(run, tmp_path), data=str(moved), answers=0, general=False, prompts=None)
-    assert {each["name"] for each in found["metrics"]} == {"perplexity", "token_accuracy"}
+    assert {each["name"] for each in found["metrics"]} == {"perplexity", "token_accuracy", "question_use"}
     assert found["forgetting"] is None and found["examples"] == [] and found["prompts"] == []
 
 

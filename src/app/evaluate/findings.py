@@ -11,6 +11,8 @@ from app.evaluate.outcome import BeforeAfter
 Level = Literal["good", "warn", "bad"]
 FORGETS = 0.05
 """Rise in perplexity on the general set that is worth a word; four times as much is a fault."""
+ANSWERING = ("question_use", "rouge_l", "exact_match")
+"""Metrics that fall when a model learns what answers look like but not which answer is right."""
 OVERFITS = 0.05
 """Rise of the validation loss above its lowest, as a share of it, that is worth a word."""
 
@@ -34,14 +36,17 @@ class Headline:
 
 
 def headline(rows: Sequence[BeforeAfter]) -> Headline:
-    """The verdict goes by the held-out perplexity: of all metrics it looks at the most tokens."""
+    """The verdict goes by the held-out perplexity, which looks at the most tokens, unless answers contradict it."""
     row = next(row for row in rows if row.metric.name == "perplexity")
+    worse = [row.metric.title for row in rows if row.metric.name in ANSWERING and row.verdict == "worse"]
     level, text = {
         "better": ("good", "better than its base"),
         "worse": ("bad", "worse than its base"),
         "too few samples to tell": ("warn", "too few samples to tell"),
     }.get(row.verdict, ("warn", "no difference shown"))
     evidence = f"held-out perplexity {_number(row.base.value)} before, {_number(row.tuned.value)} after"
+    if worse and text == "better than its base":
+        level, text = "bad", f"better in form only: worse {', '.join(worse)}"
     if row.difference is not None:
         evidence += f" ({p_text(row.p)}, n = {row.difference.n:,}"
         evidence += f" in {row.difference.groups:,} groups)" if row.difference.groups < row.difference.n else ")"
@@ -55,6 +60,7 @@ def findings(
     by_name = {row.metric.name: row for row in rows}
     found = [
         *_perplexity(by_name["perplexity"]),
+        *_question_use(by_name.get("question_use")),
         *_forgetting(forgotten),
         *_overfitting(curves),
         *(finding for row in rows if (finding := _answers(row)) is not None),
@@ -90,6 +96,20 @@ def _perplexity(row: BeforeAfter) -> list[Finding]:
             )
         ]
     return []
+
+
+def _question_use(row: BeforeAfter | None) -> list[Finding]:
+    if row is None or row.verdict != "worse":
+        return []
+    before, after = _number(row.base.value), _number(row.tuned.value)
+    return [
+        Finding(
+            level="bad",
+            text="It heeds the question less than its base: the right question makes an answer likelier by "
+            f"{after} nats per token, {before} before ({p_text(row.p)})",
+            remedy="do answers and questions belong together in the training rows? Shuffled or shifted columns look so",
+        )
+    ]
 
 
 def _forgetting(forgotten: Estimate | None) -> list[Finding]:

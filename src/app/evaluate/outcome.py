@@ -17,6 +17,7 @@ from app.evaluate.metric import Metric, Part
 from app.evaluate.perplexity import PERPLEXITY
 from app.evaluate.plan import Plan, Question, Row
 from app.evaluate.prompts import PROMPTS_PASSED
+from app.evaluate.question_use import QUESTION_USE
 from app.evaluate.repetition import REPETITION
 from app.evaluate.rouge import ROUGE
 from app.evaluate.token_accuracy import TOKEN_ACCURACY
@@ -33,7 +34,9 @@ ANSWER_METRICS: dict[str, tuple[Metric, ...]] = {
     "prompts": (PROMPTS_PASSED,),
 }
 METRICS = {
-    metric.name: metric for table in (ROW_METRICS, ANSWER_METRICS) for metrics in table.values() for metric in metrics
+    metric.name: metric
+    for metrics in (*ROW_METRICS.values(), (QUESTION_USE,), *ANSWER_METRICS.values())
+    for metric in metrics
 }
 """Every metric by its name."""
 BUCKETS = (0, 64, 128, 256, 512, 1024, 2048)
@@ -84,6 +87,12 @@ def collect(plan: Plan, journal: Journal) -> list[Measured]:
     for task, metrics in ROW_METRICS.items():
         rows = [row for row in plan.rows if row.task == task]
         found += _measured(task, metrics, rows, {m: [scored(journal, m, row) for row in rows] for m in MODELS})
+    right, swapped = ([row for row in plan.rows if row.task == task] for task in ("right", "swapped"))
+    pairs: dict[Model, list[Any]] = {
+        m: [(scored(journal, m, own), scored(journal, m, other)) for own, other in zip(right, swapped, strict=True)]
+        for m in MODELS
+    }
+    found += _measured("heldout", (QUESTION_USE,), right, pairs)
     for task, metrics in ANSWER_METRICS.items():
         asked = [each for each in plan.questions if each.task == task]
         samples: dict[Model, list[Any]] = {m: [answered(journal, m, each) for each in asked] for m in MODELS}

@@ -13,13 +13,14 @@ from app.errors import DataError, several
 from app.evaluate.general import general_set
 from app.evaluate.heldout import HeldOutRow, Split, heldout_rows
 from app.evaluate.prompts import Prompt
+from app.evaluate.question_use import ROWS
 from app.families import Family
 from app.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Task = Literal["heldout", "general_text", "general", "prompts"]
+Task = Literal["heldout", "right", "swapped", "general_text", "general", "prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ def make_plan(
         )
         for number, row in draw(held_out, answers, seed=module.seed)
     ]
+    rows += question_pairs(module, draw(held_out, ROWS, seed=module.seed))
     if general:
         rows += general_rows(tokenizer, family)
         questions += [
@@ -161,6 +163,27 @@ def draw(rows: Sequence[HeldOutRow], count: int, *, seed: int) -> list[tuple[int
     """``count`` of them with their numbers, the same ones for the same seed."""
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     return [(index, rows[index]) for index in sorted(chosen)]
+
+
+def question_pairs(module: SFTDataModule, drawn: Sequence[tuple[int, HeldOutRow]]) -> list[Row]:
+    """Each conversation's last answer after its own question ("right") and after another's ("swapped")."""
+    rows = []
+    for place, (number, row) in enumerate(drawn):
+        other = drawn[(place + len(drawn) // 2) % len(drawn)][1].conversation.messages
+        own = row.conversation.messages
+        pair = [_last_answer(module, own), _last_answer(module, (*other[:-1], own[-1]))]
+        if max(len(encoding.input_ids) for encoding in pair) <= module.max_length and other[:-1] != own[:-1]:
+            identity, group = f"{number}:{row.conversation.id}", row.conversation.group
+            rows.append(Row(task="right", id=identity, group=group, encoding=pair[0]))
+            rows.append(Row(task="swapped", id=identity, group=group, encoding=pair[1]))
+    return rows
+
+
+def _last_answer(module: SFTDataModule, messages: Sequence[Message]) -> Encoding:
+    """A conversation in which the last answer alone is trained."""
+    whole = encode(messages, module.tokenizer, module.family, answer_next=False)
+    before = len(encode(messages[:-1], module.tokenizer, module.family, answer_next=True).input_ids)
+    return Encoding(input_ids=whole.input_ids, trained=[False] * before + whole.trained[before:])
 
 
 def general_rows(tokenizer: "PreTrainedTokenizerFast", family: Family) -> list[Row]:

@@ -17,6 +17,7 @@ from app.evaluate.measure import is_complete, measure
 from app.evaluate.outcome import ANSWER_METRICS, ROW_METRICS, Measured, before_after, by_length, collect
 from app.evaluate.plan import make_plan
 from app.evaluate.prompts import read_prompts
+from app.evaluate.question_use import QUESTION_USE
 from app.evaluate.report import as_text, build_report, write_report
 from app.generate.session import open_run
 from app.model.load import Device, pick_device
@@ -109,7 +110,7 @@ def evaluate_run(
 
 def gate_names(tasks: Sequence[str]) -> list[str]:
     """What a gate can look at when these tasks are measured beside the held-out rows."""
-    names = [metric.name for metric in ROW_METRICS["heldout"]]
+    names = [*(metric.name for metric in ROW_METRICS["heldout"]), QUESTION_USE.name]
     names += [metric.name for task in tasks for metric in ANSWER_METRICS[task]]
     if "general" in tasks:
         names += ["forgetting", *(m.name for task in ("general_text", "general") for m in ROW_METRICS[task])]

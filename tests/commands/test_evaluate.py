@@ -1,0 +1,84 @@
+"""`python -m app evaluate` as typed: figures, gate, exit status, and the messages of faults."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.artifact import RunDirectory
+from app.commands.evaluate import PROMPTS, prompts_file
+from conftest import TinyCheckpoint
+from support.fitting import arguments, fit, write_csv
+
+QUICK = ("--answers", "2", "--max_tokens", "4", "--prompts", "none", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = write_csv(folder / "questions.csv")
+    directory = RunDirectory(folder / "run")
+    fit(*arguments(tiny("smollm2"), data, directory.path, model__family="smollm2", model__lr=5e-3, validate_every=20))
+    return directory
+
+
+def test_figures_gate_and_status(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--run", str(run.path), *QUICK, "--fail-if", "perplexity>1e9"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("Perplexity", "ROUGE-L", "forgetting", "better than its base", "report.html"):
+        assert text in shown, text
+    assert "failed" not in shown
+    again = ["evaluate", "--run", str(run.path), *QUICK, "--fail-if", "perplexity>0.5", "forgetting>-1e9%"]
+    assert main([*again, "--fail-if", "ended<0"]) == 1
+    shown = capsys.readouterr().out
+    assert "failed: perplexity>0.5" in shown and "failed: forgetting>-1e9%" in shown and "failed: ended" not in shown
+    gate = json.loads((run.reports / "report.json").read_text())["gate"]
+    assert [result["failed"] for result in gate] == [True, True, False]
+    assert any((run.logs / "evaluation").iterdir())
+
+
+def test_compare_and_benchmark_take_the_run(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--run", str(run.path), *QUICK]) == 0
+    twin = shutil.copytree(run.path, tmp_path / "twin")
+    capsys.readouterr()
+    output = tmp_path / "compare.json"
+    assert main(["compare", "--runs", str(run.path), str(twin), "base", "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert f"no difference shown between {run.path} and {twin}" in shown
+    assert f"{run.path} better than base" in shown
+    assert "Holm" in shown
+    assert len(json.loads(output.read_text())["names"]) == 3
+
+    speed = ["--prompt_tokens", "8", "--new_tokens", "4", "--load", "2", "--repeats", "1", "--device", "cpu"]
+    assert main(["benchmark", "--run", str(twin), *speed]) == 0
+    shown = capsys.readouterr().out
+    assert "time to first token" in shown and "peak memory" in shown
+    assert main(["evaluate", "--run", str(twin), *QUICK]) == 0
+    assert "time to first token" in (Path(twin) / "reports" / "report.html").read_text()
+
+
+def test_faults_are_one_message(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, text in (
+        (["evaluate", "--run", str(tmp_path)], "is not a run directory"),
+        (["evaluate", "--run", str(run.path), "--fail-if", "perplexty>5"], "did you mean perplexity?"),
+        (["evaluate", "--run", str(run.path), "--prompts", str(tmp_path / "none.json")], "cannot be read"),
+        (["compare", "--runs", str(run.path)], "at least two"),
+        (["benchmark"], "name either a run or a base model"),
+    ):
+        assert main(options) == 2
+        found = capsys.readouterr().err
+        assert text in found and "remedy" in found and "Traceback" not in found
+
+
+def test_which_prompts_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert prompts_file("none") is None
+    assert prompts_file("my.json") == Path("my.json")
+    monkeypatch.chdir(tmp_path)
+    assert prompts_file("auto") is None
+    PROMPTS.parent.mkdir()
+    PROMPTS.write_text("{}")
+    assert prompts_file("auto") == PROMPTS
