@@ -32,7 +32,7 @@ SOURCE = ROOT / "docs"
 BUILD = ROOT / "build" / "docs"
 
 
-class _Shown(Exception):
+class _HelpAskedError(Exception):
     """A parser that was asked for its help."""
 
     def __init__(self, parser: Any) -> None:
@@ -45,7 +45,7 @@ def _parsers_instead_of_help() -> Iterator[None]:
     import jsonargparse
 
     def show(parser: Any, *arguments: Any) -> None:
-        raise _Shown(parser)
+        raise _HelpAskedError(parser)
 
     printed = jsonargparse.ArgumentParser.print_help
     jsonargparse.ArgumentParser.print_help = show
@@ -60,7 +60,7 @@ def parser_of(*command: str) -> Any | None:
     with _parsers_instead_of_help(), contextlib.redirect_stdout(io.StringIO()):
         try:
             main([*command, "--help"])
-        except _Shown as shown:
+        except _HelpAskedError as shown:
             return shown.parser
     return None
 
@@ -168,7 +168,7 @@ def messages() -> dict[str, list[tuple[str, str]]]:
         for call in sorted(raised, key=lambda call: call.lineno):
             remedy = next((keyword.value for keyword in call.keywords if keyword.arg == "remedy"), None)
             what, cure = _template(call.args[0]), _template(remedy)
-            if what.strip("… ") and cure.strip("… "):
+            if what.strip("… "):
                 name = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
                 found.setdefault(name, []).append((what, cure))
     return found
@@ -181,6 +181,8 @@ def _template(node: ast.expr | None) -> str:
     if isinstance(node, ast.JoinedStr):
         parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
         return " ".join("".join(parts).split())
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "several":
         return _template(node.args[0])
     return "…"
