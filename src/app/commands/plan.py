@@ -142,8 +142,10 @@ def show_disk(result: "Estimate", console: "Console") -> None:
 
 def verdict(result: "Estimate") -> str:
     """One line, in rich's markup."""
+    from rich.markup import escape
+
     if result.memory is None:
-        line = f"[red]does not fit:[/] {result.refusal}"
+        line = f"[red]does not fit:[/] {escape(result.refusal)}"
     elif result.fits:
         spare = (result.gpu.free - result.memory.peak) / MIB
         line = f"[green]fits:[/] a peak of {result.memory.peak / MIB:,.0f} MiB leaves {spare:,.0f} MiB"

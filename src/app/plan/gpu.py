@@ -59,6 +59,20 @@ def imagined(card: Card) -> Gpu:
     return Gpu(name=card.name, total=card.memory, reserved=DRIVER_RESERVE, used=DESKTOP)
 
 
+def driver_fault() -> str | None:
+    """What is wrong with an installed driver, such as a library of another version; None also where there is none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return None
+    except pynvml.NVMLError as fault:
+        return str(fault)
+    pynvml.nvmlShutdown()
+    return None
+
+
 def present() -> list[Gpu]:
     """The cards of this machine; none where NVML is missing or finds none."""
     import pynvml
