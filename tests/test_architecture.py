@@ -136,6 +136,6 @@ def test_help_loads_nothing_heavy() -> None:
         f"print('loaded:', *sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    usage, loaded = done.stdout.split("loaded:")
+    usage, _, loaded = done.stdout.rpartition("loaded:")
     assert "usage: python -m app COMMAND" in usage
     assert not loaded.split()
