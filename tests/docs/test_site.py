@@ -50,7 +50,7 @@ def test_troubleshooting_quotes_messages_that_the_code_gives(builder: ModuleType
 
 
 def test_messages_are_templates_of_what_users_see(builder: ModuleType) -> None:
-    found = dict(pair for pairs in builder.messages().values() for pair in pairs)
-    assert found["there is no file …"] == "correct the path, or give a hub id such as org/name"
-    assert found["options out of range"] == "correct them in the YAML or on the command line"
+    found = {pair for pairs in builder.messages().values() for pair in pairs}
+    assert ("there is no file …", "correct the path, or give a hub id such as org/name") in found
+    assert ("options out of range", "correct them in the YAML or on the command line") in found
     assert len(found) > 100
