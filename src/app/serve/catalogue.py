@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.artifact import Manifest, RunDirectory
-from app.errors import ConfigError, several
+from app.errors import ConfigError, RunError, several
 from app.export.bento import STORED_BASE
 from app.families import get_family
 from app.hub import is_local
@@ -92,10 +92,7 @@ def read_catalogue(settings: Settings, stored: Callable[[str], Path]) -> Catalog
         name = settings.base_name or _public(settings.base)
         return Catalogue(base_name=name, runs={}, manifest=None, base=settings.base, family=family)
     runs = dict(pairs)
-    directories = {name: RunDirectory(path) for name, path in runs.items()}
-    for directory in directories.values():
-        directory.require_adapter()
-    manifest = next(iter(directories.values())).read_manifest()
+    manifest = _read_manifests(runs)
     first = next(iter(runs.values()))
     stored_base = first / STORED_BASE
     base = settings.base or (str(stored_base) if stored_base.is_dir() else None)
@@ -109,6 +106,17 @@ def read_catalogue(settings: Settings, stored: Callable[[str], Path]) -> Catalog
             remedy="give each a name of its own: NAME=FOLDER",
         )
     return Catalogue(base_name=base_name, runs=runs, manifest=manifest, base=base, family=manifest.base.family)
+
+
+def _read_manifests(runs: Mapping[str, Path]) -> Manifest:
+    """The first run's manifest; all of them are looked at."""
+    try:
+        manifests = [RunDirectory(run).read_manifest() for run in runs.values()]
+        for run in runs.values():
+            RunDirectory(run).require_adapter()
+    except RunError as fault:
+        raise RunError(fault.what, where="APP_RUN, APP_MODEL", remedy=fault.remedy) from fault
+    return manifests[0]
 
 
 def _value(entry: str) -> str:
