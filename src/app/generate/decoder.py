@@ -155,16 +155,15 @@ class Decoder:
         hidden.copy_(self._embed(ids))
         add_residual(hidden, None, self._factors[0], x, squares)
         for index, layer in enumerate(self._layers):
-            normed = {"squares": squares, "eps": layer.attention_norm.eps}
-            fused = split_product(x, layer.qkv.weights, self._partial, **normed)
+            fused = split_product(x, layer.qkv.weights, self._partial, squares=squares, eps=layer.attention_norm.eps)
             rotate_into_cache(fused, self._cos, self._sin, slots, positions, queries, layer.cache)
             decode_attention(
                 queries, layer.cache, slots, positions, self._scores, attended, scale=layer.scale, window=self._window
             )
             added = split_product(attended, layer.output.weights, self._partial)
             add_residual(hidden, added, self._mlp_factors[index], x, squares)
-            normed = {"squares": squares, "eps": layer.mlp_norm.eps}
-            gated(split_product(x, layer.gate_up.weights, self._partial, **normed), layer.activation, act)
+            gate_up = split_product(x, layer.gate_up.weights, self._partial, squares=squares, eps=layer.mlp_norm.eps)
+            gated(gate_up, layer.activation, act)
             added = split_product(act, layer.down.weights, self._partial)
             add_residual(hidden, added, self._factors[index + 1], x, squares)
         # The norm's division comes after the product, as in every other one. Always 16 rows: a library chooses its

@@ -20,6 +20,7 @@ from app.data.records import Message
 from app.data.tokenize import encode, special_ids
 from app.errors import AppError, ConfigError, DataError, several
 from app.generate.cache import CacheBits
+from app.generate.chunk import next_chunk
 from app.generate.forward import Forward, Row, Wish
 from app.generate.request import Answer, Chunk, Request
 from app.generate.sampling import Sampling, choose
@@ -157,11 +158,9 @@ class Engine:
 
     def step(self) -> None:
         """One step for everybody: the cancelled leave, the waiting join, a chunk of prompts, a token per answer."""
-        for request in [r for r in self._running if r.cancelled]:
+        for request in [r for r in (*self._running, *self._waiting) if r.cancelled]:
             request.finish("cancelled")
-        for request in [r for r in self._waiting if r.cancelled]:
-            self._waiting.remove(request)
-            request.finish("cancelled")
+        self._waiting = deque(r for r in self._waiting if r.answer is None)
         self._release()
         if self._forward.adapters != self._adapters:
             assert not self._running, "the adapter was switched while requests were running"
@@ -251,23 +250,12 @@ class Engine:
 
     def _prefill(self) -> None:
         """Reads the next chunk of the prompts not yet read; a prompt's end gives its answer's first token."""
-        unread = [r for r in self._running if r.written == 0]
-        if not unread:
+        rows = next_chunk([r for r in self._running if r.written == 0], self._forward.chunk)
+        if not rows:
             return
-        rows: list[tuple[Request, Row]] = []
-        width = 0
-        for request in unread:
-            ids = request.tokens[request.computed : request.computed + self._forward.chunk]
-            width = width or len(ids)
-            # Where rows are padded to one width, much shorter ones wait for a step of their own. What is read at once
-            # must not depend on the neighbours: it decides how sums are rounded.
-            if (len(rows) + 1) * width > self._forward.chunk or not len(ids) <= width <= 2 * len(ids):
-                continue
-            last = request.computed + len(ids) == len(request.tokens)
-            rows.append((request, Row(slot=request.slot, start=request.computed, ids=ids, scored=int(last))))
         scores = self._forward.read([row for _, row in rows])
         ending = [request for request, row in rows if row.scored]
-        tokens = self._choose(scores, [(request, []) for request in ending]) if ending else []
+        tokens = self._choose(scores, ending) if ending else []
         for request, row in rows:
             request.computed = row.start + len(row.ids)
         for request, token, score in zip(ending, tokens, scores, strict=False):
@@ -280,14 +268,15 @@ class Engine:
         if any(r.chosen_on_host or (share > 0 and r.drafts_next) for r in writing):
             self._land()
             writing = [r for r in writing if r.open]
-        rows, places = [], []
+        rows: list[tuple[Request, Row]] = []
+        places: list[tuple[Request, list[int]]] = []
         for request in writing:
             room = min(share, request.limit - request.written - 1)
             known = request.flying == 0
             drafted = request.lookup.draft(room) if known and request.lookup is not None else []
             ids = [request.tokens[-1] if known else -1 - request.place, *drafted]
-            start = request.computed + request.flying
-            rows.append((request, Row(slot=request.slot, start=start, ids=ids, scored=len(ids))))
+            row = Row(slot=request.slot, start=request.computed + request.flying, ids=ids, scored=len(ids))
+            rows.append((request, row))
             request.place = len(places)
             places += [(request, drafted[:ahead]) for ahead in range(len(ids))]
         before, self._flight = self._flight, None
@@ -325,7 +314,7 @@ class Engine:
                 score = scores[place + ahead] if scores is not None else None
                 if self._forward.fast and request.sampling.penalised:
                     assert score is not None
-                    (token,) = self._choose(score[None], [(request, [])])
+                    (token,) = self._choose(score[None], [request])
                 agrees = ahead < len(drafted) and token == drafted[ahead]
                 right += agrees
                 if not (request.take(token, score) and agrees):
@@ -339,13 +328,10 @@ class Engine:
         penalties = request.history(drafted) if not self._forward.fast else None
         return Wish(sampling=request.sampling, history=penalties, draw=request.draw(request.flying + len(drafted)))
 
-    def _choose(self, scores: Tensor, places: Sequence[tuple[Request, list[int]]]) -> list[int]:
-        return choose(
-            scores,
-            [request.sampling for request, _ in places],
-            [request.history(before) for request, before in places],
-            [request.draw(len(before)) for request, before in places],
-        )
+    def _choose(self, scores: Tensor, requests: Sequence[Request]) -> list[int]:
+        """The next token of each request, known at once."""
+        histories, draws = [r.history([]) for r in requests], [r.draw(0) for r in requests]
+        return choose(scores, [r.sampling for r in requests], histories, draws)
 
     def _release(self) -> None:
         """Finished requests leave; the last running one moves into each slot that falls free."""

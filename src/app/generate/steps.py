@@ -6,6 +6,7 @@ numbers to the same places.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Steps:
         self._before, self._chosen = (torch.zeros(most, dtype=torch.long, device=device) for _ in range(2))
         self._graphs: dict[tuple[str, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._fields: dict[tuple[str, int], Tensor] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     @torch.inference_mode()
     def write(
