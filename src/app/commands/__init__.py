@@ -9,7 +9,7 @@ from typing import Any
 from app.errors import AppError
 
 
-def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str) -> int:
+def run_command(function: Callable[..., int | Callable[[], int]], argv: Sequence[str], *, name: str) -> int:
     """Calls ``function`` with options parsed from its own signature and docstring.
 
     Every parameter is an option, types and defaults are the signature's and help texts the docstring's; a truth value
@@ -18,7 +18,8 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
     user's becomes one message on stderr and status 2.
 
     Args:
-        function: returns the exit status.
+        function: returns the exit status; or a dataclass of options, whose instance is called for it. Kinds of a
+            command inherit the options they share.
         argv: the arguments after the command's name.
         name: of the command, for the help text.
     """
@@ -39,10 +40,12 @@ def run_command(function: Callable[..., int], argv: Sequence[str], *, name: str)
     for parameter in repeated:
         names = dict.fromkeys((f"--{parameter}", f"--{parameter.replace('_', '-')}"))
         parser.add_argument(*names, nargs="+", action="extend", metavar="TEXT", help=texts.get(parameter))
-    parser.add_function_arguments(function, as_group=False, as_positional=False, skip={*many, *repeated})
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    add(function, as_group=False, as_positional=False, skip={*many, *repeated})
     try:
         parsed: dict[str, Any] = parser.parse_args(_explicit(argv, flags)).as_dict()
-        return int(function(**parsed))
+        outcome = function(**parsed)
+        return outcome() if callable(outcome) else outcome
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

@@ -2,8 +2,10 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,188 +17,199 @@ if TYPE_CHECKING:
 GB = 1000**3
 
 
-def merged(
-    run: Path,
-    output: Path | None = None,
-    dtype: str = "auto",
-    exact: bool = False,
-    shard_gb: float = 5.0,
-    verify: bool = True,
-    data: Path | None = None,
-    prompts: int = 16,
-) -> int:
-    """A Hugging Face folder: base and adapter in one, in 16 bits.
+@dataclass(frozen=True, kw_only=True)
+class Export(ABC):
+    """What every kind takes; the fields of a kind's class are its options.
 
     Args:
         run: the run directory.
+        verify: compare the export with the run before it is put in place; exit 1 if it is not the same model.
+        data: prepared JSONL to compare at; the run's test or validation split by default.
+        prompts: how many conversations of it at most.
+    """
+
+    run: Path
+    verify: bool = True
+    data: Path | None = None
+    prompts: int = 16
+
+    def __call__(self) -> int:
+        """Exports; returns the exit status."""
+        _require_positive({name: value for name, value in vars(self).items() if type(value) in (int, float)})
+        with _bars() as bars:
+            outcome = self.write(bars)
+        return _report(outcome)
+
+    @abstractmethod
+    def write(self, bars: "Bars") -> "Outcome":
+        """Writes and checks what the kind is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(Export):
+    """A Hugging Face folder: base and adapter in one, in 16 bits.
+
+    Args:
         output: the folder to write; RUN/export/merged by default. What is there is replaced when the new one is whole.
         dtype: auto (the base's), bfloat16, float16 or float32.
         exact: merge into the NF4-rounded base the adapter was trained on rather than the original one.
         shard_gb: at most so many gigabytes (10^9 bytes) of weights in a file.
-        verify: compare with the run before the folder is put in place; exit 1 if it is not the same model.
-        data: prepared JSONL to compare at; the run's test or validation split by default.
-        prompts: how many conversations of it at most.
     """
-    from app.export.exporter import export_merged
 
-    _require_positive(shard_gb=shard_gb, prompts=prompts)
-    with _bars() as bars:
-        outcome = export_merged(
-            run,
-            output,
-            dtype=dtype,
-            exact=exact,
-            shard_bytes=int(shard_gb * GB),
-            verify=verify,
-            data=data,
-            prompts=prompts,
+    output: Path | None = None
+    dtype: str = "auto"
+    exact: bool = False
+    shard_gb: float = 5.0
+
+    def write(self, bars: "Bars") -> "Outcome":
+        from app.export.exporter import export_merged
+
+        return export_merged(
+            self.run,
+            self.output,
+            dtype=self.dtype,
+            exact=self.exact,
+            shard_bytes=int(self.shard_gb * GB),
+            verify=self.verify,
+            data=self.data,
+            prompts=self.prompts,
             bars=bars,
         )
-    return _report(outcome)
 
 
-def gguf(
-    run: Path,
-    output: Path | None = None,
-    quant: str = "f16",
-    name: str | None = None,
-    exact: bool = False,
-    verify: bool = True,
-    data: Path | None = None,
-    prompts: int = 16,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Gguf(Export):
     """Files for llama.cpp, LM Studio and others, straight from base and adapter.
 
     Args:
-        run: the run directory.
         output: the folder to write into; RUN/export/gguf by default.
         quant: types, several by commas: f32, f16, bf16, q8_0, and by llama.cpp (pip install 'app[gguf]') q6_k,
             q5_k_m, q4_k_m and others.
         name: of the model in the file's name, Model-Size-Quant.gguf; the family's by default.
         exact: from the NF4-rounded base the adapter was trained on rather than the original one.
-        verify: compare each with the run before it is put in place; exit 1 if one is not the same model.
-        data: prepared JSONL to compare at; the run's test or validation split by default.
-        prompts: how many conversations of it at most.
     """
-    from app.export.exporter import export_gguf
 
-    _require_positive(prompts=prompts)
-    quants = [part.strip() for part in quant.split(",") if part.strip()]
-    with _bars() as bars:
-        outcome = export_gguf(
-            run,
-            output,
-            quants=quants,
-            name=name,
-            exact=exact,
-            verify=verify,
-            data=data,
-            prompts=prompts,
+    output: Path | None = None
+    quant: str = "f16"
+    name: str | None = None
+    exact: bool = False
+
+    def write(self, bars: "Bars") -> "Outcome":
+        from app.export.exporter import export_gguf
+
+        return export_gguf(
+            self.run,
+            self.output,
+            quants=[part.strip() for part in self.quant.split(",") if part.strip()],
+            name=self.name,
+            exact=self.exact,
+            verify=self.verify,
+            data=self.data,
+            prompts=self.prompts,
             bars=bars,
         )
-    return _report(outcome)
 
 
-def lora_gguf(
-    run: Path,
-    output: Path | None = None,
-    name: str | None = None,
-    verify: bool = True,
-    data: Path | None = None,
-    prompts: int = 16,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class LoraGguf(Export):
     """The adapter alone as GGUF, for `llama-server --lora` on any GGUF of the same base.
 
+    It is checked on a float16 GGUF of the base, made for that and removed.
+
     Args:
-        run: the run directory.
         output: the folder to write into; RUN/export/lora-gguf by default.
         name: of the model in the file's name; the family's by default.
-        verify: compare with the run on a float16 GGUF of the base, made for it; exit 1 if it is not the same model.
-        data: prepared JSONL to compare at; the run's test or validation split by default.
-        prompts: how many conversations of it at most.
     """
-    from app.export.exporter import export_lora_gguf
 
-    _require_positive(prompts=prompts)
-    with _bars() as bars:
-        outcome = export_lora_gguf(run, output, name=name, verify=verify, data=data, prompts=prompts, bars=bars)
-    return _report(outcome)
+    output: Path | None = None
+    name: str | None = None
+
+    def write(self, bars: "Bars") -> "Outcome":
+        from app.export.exporter import export_lora_gguf
+
+        return export_lora_gguf(
+            self.run,
+            self.output,
+            name=self.name,
+            verify=self.verify,
+            data=self.data,
+            prompts=self.prompts,
+            bars=bars,
+        )
 
 
-def ollama(
-    run: Path,
-    output: Path | None = None,
-    quant: str = "q8_0",
-    name: str | None = None,
-    verify: bool = True,
-    data: Path | None = None,
-    prompts: int = 16,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Ollama(Export):
     """A folder for `ollama create NAME -f Modelfile`: GGUF file, template, stop tokens, parameters.
 
     Args:
-        run: the run directory.
         output: the folder to write; RUN/export/ollama by default. What is there is replaced when the new one is whole.
         quant: one GGUF type, as in `export gguf`.
         name: of the model in the file's name; the family's by default.
-        verify: compare with the run before the folder is put in place; exit 1 if it is not the same model.
-        data: prepared JSONL to compare at; the run's test or validation split by default.
-        prompts: how many conversations of it at most.
     """
-    from app.export.exporter import export_ollama
 
-    _require_positive(prompts=prompts)
-    with _bars() as bars:
-        outcome = export_ollama(
-            run, output, quant=quant, name=name, verify=verify, data=data, prompts=prompts, bars=bars
+    output: Path | None = None
+    quant: str = "q8_0"
+    name: str | None = None
+
+    def write(self, bars: "Bars") -> "Outcome":
+        from app.export.exporter import export_ollama
+
+        return export_ollama(
+            self.run,
+            self.output,
+            quant=self.quant,
+            name=self.name,
+            verify=self.verify,
+            data=self.data,
+            prompts=self.prompts,
+            bars=bars,
         )
-    return _report(outcome)
 
 
-def bento(
-    run: Path,
-    name: str | None = None,
-    include_base: bool = False,
-    verify: bool = True,
-    data: Path | None = None,
-    prompts: int = 16,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Bento(Export):
     """The run in BentoML's model store, where the service finds it.
 
     Args:
-        run: the run directory.
         name: in the store; the run's own by default.
         include_base: store the base's weights too, for machines without a hub; otherwise the service gets them by the
             id in the manifest, and a base in a folder stays where it is.
-        verify: compare the copy's answers with the run's; exit 1 (and no entry in the store) if they differ.
-        data: prepared JSONL to compare at; the run's test or validation split by default.
-        prompts: how many conversations of it at most.
     """
-    from app.export.bento import export_bento
 
-    _require_positive(prompts=prompts)
-    with _bars() as bars:
+    name: str | None = None
+    include_base: bool = False
+
+    def write(self, bars: "Bars") -> "Outcome":
+        from app.export.bento import export_bento
+
         outcome, tag = export_bento(
-            run, name=name, include_base=include_base, verify=verify, data=data, prompts=prompts, bars=bars
+            self.run,
+            name=self.name,
+            include_base=self.include_base,
+            verify=self.verify,
+            data=self.data,
+            prompts=self.prompts,
+            bars=bars,
         )
-    if outcome.passed:
-        print(f"BentoML model {tag}")
-    return _report(outcome)
+        if outcome.passed:
+            print(f"BentoML model {tag}")
+        return outcome
 
 
-KINDS: dict[str, Callable[..., int]] = {
-    "merged": merged,
-    "gguf": gguf,
-    "lora-gguf": lora_gguf,
-    "ollama": ollama,
-    "bento": bento,
+KINDS: dict[str, type[Export]] = {
+    "merged": Merged,
+    "gguf": Gguf,
+    "lora-gguf": LoraGguf,
+    "ollama": Ollama,
+    "bento": Bento,
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 0: exported and the same model; 1: not the same; 2: a fault the message explains; 130: ctrl-C."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {kind:<10} {(function.__doc__ or '').splitlines()[0]}" for kind, function in KINDS.items()]
+        lines = [f"  {kind:<10} {(options.__doc__ or '').splitlines()[0]}" for kind, options in KINDS.items()]
         usage = ["usage: python -m app export KIND --run RUN [options]", "", *lines, ""]
         print("\n".join([*usage, "python -m app export KIND --help lists a kind's options and defaults."]))
         return 0 if argv else 2
@@ -213,7 +226,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def _require_positive(**values: float) -> None:
+def _require_positive(values: Mapping[str, float]) -> None:
     from app.errors import ConfigError, several
 
     faults = [f"--{name} is {value}" for name, value in values.items() if value <= 0]
