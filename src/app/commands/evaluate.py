@@ -147,7 +147,7 @@ def figures(report: Mapping[str, Any]) -> "Table":
         base, tuned = metric["base"], metric["tuned"]
         if not tuned["n"]:
             continue
-        between = "" if tuned["low"] is None else f"{tuned['low']:.3g} … {tuned['high']:.3g}"
+        between = "" if tuned["low"] is None else f"{tuned['low']:.3g}–{tuned['high']:.3g}"
         verdict = metric["verdict"].removesuffix(" shown")
         told = f"[{colours[verdict]}]{verdict}[/]" if verdict in colours else verdict
         p = f", {p_text(metric['p'])}" if verdict in ("better", "worse", "higher", "lower") else ""

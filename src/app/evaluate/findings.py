@@ -11,8 +11,12 @@ from app.evaluate.outcome import BeforeAfter
 Level = Literal["good", "warn", "bad"]
 FORGETS = 0.05
 """Rise in perplexity on the general set that is worth a word; four times as much is a fault."""
-ANSWERING = ("question_use", "rouge_l", "exact_match")
-"""Metrics that fall when a model learns what answers look like but not which answer is right."""
+ANSWERING = {
+    "question_use": "heeding the question",
+    "rouge_l": "overlap with the right answers",
+    "exact_match": "exact matches",
+}
+"""Metrics that fall when a model learns what answers look like but not which answer is right -> at what it is worse."""
 OVERFITS = 0.05
 """Rise of the validation loss above its lowest, as a share of it, that is worth a word."""
 
@@ -38,7 +42,7 @@ class Headline:
 def headline(rows: Sequence[BeforeAfter]) -> Headline:
     """The verdict goes by the held-out perplexity, which looks at the most tokens, unless answers contradict it."""
     row = next(row for row in rows if row.metric.name == "perplexity")
-    worse = [row.metric.title for row in rows if row.metric.name in ANSWERING and row.verdict == "worse"]
+    worse = [ANSWERING[row.metric.name] for row in rows if row.metric.name in ANSWERING and row.verdict == "worse"]
     level, text = {
         "better": ("good", "better than its base"),
         "worse": ("bad", "worse than its base"),
@@ -46,7 +50,7 @@ def headline(rows: Sequence[BeforeAfter]) -> Headline:
     }.get(row.verdict, ("warn", "no difference shown"))
     evidence = f"held-out perplexity {_number(row.base.value)} before, {_number(row.tuned.value)} after"
     if worse and text == "better than its base":
-        level, text = "bad", f"better in form only: worse {', '.join(worse)}"
+        level, text = "bad", f"better in form only, worse at {' and '.join(worse)}"
     if row.difference is not None:
         evidence += f" ({p_text(row.p)}, n = {row.difference.n:,}"
         evidence += f" in {row.difference.groups:,} groups)" if row.difference.groups < row.difference.n else ")"
