@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": (TRAINER, "fine-tune: python -m app fit --config configs/mistral.yaml"),
     "validate": (TRAINER, "loss on the validation split"),
     "test": (TRAINER, "loss on the test split"),
+    "runs": ("app.commands.runs:main", "the runs there are: runs, runs show NAME, runs rm NAME, runs best"),
     "evaluate": (
         "app.commands.evaluate:main",
         "is the tuned model better than its base? python -m app evaluate --run runs/mistral",
