@@ -12,6 +12,16 @@ from conftest import TinyCheckpoint
 from support.fitting import arguments, fit, write_csv
 
 
+def curve(run: RunDirectory, name: str) -> dict[int, float]:
+    """Optimizer step -> logged value; where several attempts logged a step, the last one's."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.logs / "tensorboard"))
+    events.Reload()
+    (tag,) = [tag for tag in events.Tags()["scalars"] if tag == name or tag.startswith(f"{name}-")]
+    return {scalar.step + 1: scalar.value for scalar in events.Scalars(tag)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Undisturbed:
     """A run with dropout over two epochs, steps of two micro-batches of three rows, validated every second step."""
@@ -37,7 +47,10 @@ class Undisturbed:
         )
 
     def is_equal(self, run: RunDirectory) -> bool:
-        """Whether another run's last adapter is this one's to the bit, and its best step and steps the same."""
+        """Whether another run's last adapter is this one's to the bit, with the same best step, steps and curves."""
+        for name in ("train/loss", "train/grad_norm", "val/loss", "lr"):
+            if not curve(run, name).items() <= curve(self.run, name).items():
+                return False
         mine, its = (load_file(each.adapter_last / "adapter_model.safetensors") for each in (self.run, run))
         results = [each.read_manifest().result for each in (self.run, run)]
         same = [[result[name] for name in ("steps", "best_step", "best_val_loss", "val_loss")] for result in results]

@@ -12,7 +12,7 @@ import pytest
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.callbacks.checkpoint_files import find_checkpoint, read_seal
-from callbacks.conftest import Undisturbed
+from callbacks.conftest import Undisturbed, curve
 from support.faults import with_callback
 from support.fitting import fit
 
@@ -42,6 +42,8 @@ def test_signal_finishes_the_step_and_the_command_it_names_goes_on(
     assert command[:4] == ["python", "-m", "app", "fit"]
     fit(*command[4 + len(fault) :])
     assert undisturbed.is_equal(run)
+    for name in ("train/loss", "val/loss"):  # no step is missing, in either attempt's part
+        assert curve(run, name) == curve(undisturbed.run, name)
 
 
 def test_signal_before_training_begins_ends_at_once(

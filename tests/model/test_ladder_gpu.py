@@ -36,7 +36,7 @@ def finished(base: Path, folder: Path, name: str, *, mebibytes: int | None, kern
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "expected"), [(600, ["training takes"]), (110, ["training takes", "each layer is recomputed"])]
+    ("mebibytes", "expected"), [(600, ["training takes"]), (90, ["training takes", "each layer is recomputed"])]
 )
 def test_less_memory_gives_the_same_steps(smollm2: Path, tmp_path: Path, mebibytes: int, expected: list[str]) -> None:
     """SmolLM2 saves about 0.7 MiB a token without recomputation: 8 rows of 150 tokens take 0.9 GiB, one takes 0.1."""

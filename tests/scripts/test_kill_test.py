@@ -15,7 +15,7 @@ def test_nothing_is_lost_by_kills(
     script: Callable[[str], ModuleType], tiny: TinyCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_csv(tmp_path / "questions.csv")
-    options = ["--kills", "2", "--steps", "24", "--every", "2", "--max_length", "512"]
+    options = ["--kills", "2", "--steps", "8", "--every", "1", "--max_length", "512"]
     status = script("kill_test").main([*options, "--base", str(tiny("smollm2")), "--data", str(data)])
     said = capsys.readouterr().out
     assert status == 0, said

@@ -53,13 +53,15 @@ class Checkpoints(Checkpoint):
         self._saved_step = 0
         self._due_step = every
         self._bytes = 0
+        self._metrics: dict[str, float] = {}
         self._signals = StopSignals()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
+        return {"best": self.best, "best_step": self.best_step, "metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self._metrics = dict(state_dict["metrics"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses to start where the disk cannot hold what the run will save.
@@ -83,6 +85,10 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.install()
+        if self._metrics:
+            # Lightning logs a step after this callback has saved it, too late if that was the last it did.
+            for logger in trainer.loggers:
+                logger.log_metrics(self._metrics, step=trainer.global_step - 1)
         self._saved_step = trainer.global_step
         self._due_step = (trainer.global_step // self.every + 1) * self.every
 
@@ -154,6 +160,10 @@ class Checkpoints(Checkpoint):
         free = shutil.disk_usage(run.path).free
         if free < self._bytes + LOG_BYTES:
             raise OSError(f"{free / 2**20:,.0f} MiB are free, {(self._bytes + LOG_BYTES) / 2**20:,.0f} MiB are needed")
+        shown = ("train/", "val/") if value is not None else ("train/",)
+        self._metrics = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith(shown)}
+        for logger in trainer.loggers:
+            logger.save()  # what TensorBoard holds back, up to two minutes of it
         self._bytes = save_checkpoint(trainer, run.checkpoints / f"step-{step:06d}.ckpt", value) or self._bytes
         self._saved_step = step
         self._due_step = (step // self.every + 1) * self.every

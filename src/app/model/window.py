@@ -80,6 +80,7 @@ class Window:
         self._batches.append(batch)
         fault = self._run(self._batches[-1:])
         while fault is not None:
+            self._drop_gradients()
             release_memory(self._parameters[0].device)
             self._climb(*fault)
             self._begin_again()
