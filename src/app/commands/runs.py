@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,8 +50,9 @@ class Run:
         """One figure; None where the run has none."""
         if name == "val_loss":
             return self.val_loss
-        value: Any = self.manifest.result.get(name)
-        return value["process"] if isinstance(value, dict) else value
+        value = self.manifest.result.get(name)
+        value = value.get("process") if isinstance(value, dict) else value
+        return None if value is None else float(value)
 
 
 def read_run(path: Path) -> Run:
@@ -192,7 +193,7 @@ def best_run(metric: Metric = "val_loss", folder: Path = Path("runs"), quiet: bo
     return 0
 
 
-KINDS = {"list": list_runs, "show": show_run, "rm": remove_runs, "best": best_run}
+KINDS: dict[str, Callable[..., int]] = {"list": list_runs, "show": show_run, "rm": remove_runs, "best": best_run}
 """What can be done -> its function."""
 
 
