@@ -215,6 +215,8 @@ def assemble() -> Path:
     shutil.copy(ROOT / "CONTRIBUTING.md", BUILD / "pages" / "contributing.md")
     reference = BUILD / "pages" / "reference"
     reference.mkdir()
+    # Its table of settings is held against the code by a test; bentofile.yaml shows the same page to BentoML's users.
+    shutil.copy(ROOT / "src" / "app" / "serve" / "README.md", reference / "server.md")
     pages = {
         "commands": commands_page,
         "configuration": configuration_page,
