@@ -2,6 +2,7 @@
 
     python scripts/bench/generate.py --base models/SmolLM2-135M-Instruct --family smollm2
     python scripts/bench/generate.py --run runs/mistral --prompt 128 --new 256 --long 2048
+    python scripts/bench/generate.py --table      # a 7B shape on a GPU, with more peers: generate_table.py
 
 Every system works on the same loaded model: NF4, with the run's adapter or a random one of rank 16. Greedy, stop
 tokens ignored, so that all write the same number of tokens. The systems take turns and each figure is the best of
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from generate_table import SYSTEMS, run_table
 
 from app.data.records import prompt
 from app.data.tokenize import encode
@@ -38,6 +40,11 @@ SOURCE = (
 
 def main() -> None:
     arguments = parse()
+    run_table(arguments) if arguments.table else compare(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Every workload on one loaded model."""
     session = with_adapter(open_run(arguments.run) if arguments.run else open_base(arguments.base, arguments.family))
     device = next(session.model.parameters()).device
     systems = {
@@ -105,6 +112,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=1024, help="tokens of the prompt that is only read")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="the table of generate_table.py; the rest is its own")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--shape", default="mistral")
+    parser.add_argument(
+        "--unsloth-path", default="", help="folder with Unsloth, if it is not installed beside the rest"
+    )
+    parser.add_argument("--timeout", type=int, default=600, help="seconds")
     parser.add_argument("--only", default="", help="only workloads whose name holds this")
     return parser.parse_args()
 

@@ -88,8 +88,7 @@ def add_adapters(model: Any, rank: int) -> Any:
 def save_checkpoint(shape: str, folder: Path) -> None:
     """The random model as a 4-bit checkpoint, for systems that only load from disk, with a tokenizer of its size."""
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+    from transformers import BitsAndBytesConfig
 
     model = build_base(shape, "cuda")
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -101,9 +100,20 @@ def save_checkpoint(shape: str, folder: Path) -> None:
     ).to_dict()
     (folder / "config.json").write_text(json.dumps(config))
     # SmolLM2's tokenizer has more tokens than Mistral's shape has rows: Unsloth then failed with a device-side assert.
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    words = special + [f"w{number}" for number in range(model.config.vocab_size - len(special))]
+    word_tokenizer(model.config.vocab_size).save_pretrained(folder)
+
+
+def word_tokenizer(size: int) -> Any:
+    """A tokenizer of that many words, the control tokens of all families among them."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from app.families import all_families
+
+    tokens = [token for family in all_families().values() for token in (*family.chat.tokens, *family.stop_tokens)]
+    special = list(dict.fromkeys(["<unk>", "<s>", "</s>", "<pad>", *tokens]))
+    words = special + [f"w{number}" for number in range(size - len(special))]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
+    )

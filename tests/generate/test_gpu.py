@@ -86,6 +86,7 @@ def exact_scores(session: Session) -> torch.Tensor:
             linear = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="cuda")
             linear.weight.copy_(bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state))
             model.set_submodule(path, linear)
+    model.is_quantized = False  # or transformers refuses the cast
     logits: torch.Tensor = model.float()(input_ids=torch.tensor([PROMPT], device="cuda")).logits
     return logits[0, 32:]
 

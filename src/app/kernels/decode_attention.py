@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from app.kernels.cache_layer import CacheLayer, dequantised
-from app.kernels.triton_support import follow, jit, row_block, starts_early, tl, use_triton
+from app.kernels.triton_support import jit, row_block, tl, use_triton
 
 SPLITS = 16
 """Programs that share the keys of one row and key head."""
@@ -44,8 +44,6 @@ def decode_attention(
     if not use_triton(queries):
         out.copy_(_reference(queries, cache, slots, positions, scale=scale, window=window).flatten(1))
         return
-    early = starts_early(queries)
-    launch = {"EARLY": early, **({"launch_pdl": early} if queries.is_cuda else {})}
     count = rows * heads * SPLITS
     sums, most, mass = memory[: count * head_dim], memory[count * head_dim :][:count], memory[count * (head_dim + 1) :]
     _attend_kernel[(rows, key_heads, SPLITS)](
@@ -71,10 +69,9 @@ def decode_attention(
         KEYS=_KEYS,
         BLOCK=max(16, row_block(head_dim)),
         num_warps=4,
-        **launch,
     )
     _combine_kernel[(rows, heads)](
-        sums, most, mass, out, head_dim, SPLITS=SPLITS, BLOCK=row_block(head_dim), num_warps=4, **launch
+        sums, most, mass, out, head_dim, SPLITS=SPLITS, BLOCK=row_block(head_dim), num_warps=4
     )
 
 
@@ -172,10 +169,8 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     """The query heads of one key head over every SPLITS-th block of keys."""
-    follow(EARLY)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     slot, position = tl.load(slots + row), tl.load(positions + row)
     start = 0
@@ -225,9 +220,8 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _combine_kernel(  # type: ignore[no-untyped-def]
-    sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+    sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    follow(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     index = row * tl.num_programs(1) + head
     split, element = tl.arange(0, SPLITS), tl.arange(0, BLOCK)

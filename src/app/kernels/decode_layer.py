@@ -12,7 +12,7 @@ import torch
 from app.kernels.cache_layer import CacheLayer, store
 from app.kernels.glu import Activation, _gate, glu_reference
 from app.kernels.nf4_gemv import PartialSums
-from app.kernels.triton_support import follow, jit, row_block, starts_early, tl, triton, use_triton
+from app.kernels.triton_support import jit, row_block, tl, triton, use_triton
 
 # Columns of one program: 128 of them are few enough for one row of 4,096 to occupy 32 multiprocessors.
 _COLUMNS = 128
@@ -55,7 +55,7 @@ def add_residual(
         width,
         **_sizes(partial),
         BLOCK=_COLUMNS,
-        **_launch(x),
+        num_warps=4,
     )
 
 
@@ -75,7 +75,7 @@ def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> No
         **_sizes(partial),
         SILU=activation == "silu",
         BLOCK=_COLUMNS,
-        **_launch(out),
+        num_warps=4,
     )
 
 
@@ -131,7 +131,7 @@ def rotate_into_cache(
         INT8=cache.key_scales is not None,
         **_sizes(partial),
         BLOCK=row_block(head_dim),
-        **_launch(queries),
+        num_warps=4,
     )
 
 
@@ -147,12 +147,6 @@ def _sizes(partial: PartialSums | None) -> dict[str, int]:
     if partial is None:
         return {"SPLITS": 0, "RANK": 0}
     return {"SPLITS": partial.weights.splits, "RANK": partial.weights.rank}
-
-
-def _launch(tensor: torch.Tensor) -> dict[str, int | bool]:
-    """How these kernels are launched; see `app.kernels.triton_support.follow`."""
-    early = starts_early(tensor)
-    return {"EARLY": early, "num_warps": 4, **({"launch_pdl": early} if tensor.is_cuda else {})}
 
 
 @jit
@@ -197,9 +191,7 @@ def _residual_kernel(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    follow(EARLY)
     row, part = tl.program_id(0), tl.program_id(1)
     column = part * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
@@ -226,9 +218,7 @@ def _gated_kernel(  # type: ignore[no-untyped-def]
     RANK: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    follow(EARLY)
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
@@ -264,10 +254,8 @@ def _rotate_kernel(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     """A program has one head of one row: first those of q, then k, then v."""
-    follow(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     slot, position = tl.load(slots + row), tl.load(positions + row)
     element = tl.arange(0, BLOCK)

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["INTERPRETED", "follow", "jit", "row_block", "row_warps", "starts_early", "tl", "triton", "use_triton"]
+__all__ = ["INTERPRETED", "jit", "row_block", "row_warps", "tl", "triton", "use_triton"]
 
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:  # Windows, macOS, CPU builds
     triton = None
     tl = None
@@ -41,20 +40,3 @@ def row_block(width: int) -> int:
 def row_warps(width: int) -> int:
     """Warps of a program that holds one row in registers: about 16 elements a thread, at least 1 warp, at most 16."""
     return max(1, min(16, row_block(width) // 512))
-
-
-def starts_early(tensor: torch.Tensor) -> bool:
-    """Whether kernels of a chain may be launched before the one before has ended (`follow`): Hopper and later."""
-    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (9, 0)
-
-
-@jit
-def follow(EARLY):  # type: ignore[no-untyped-def]
-    """Lets the next kernel be launched, then waits until the one before has ended; without EARLY the launch waits.
-
-    What a kernel does before this call overlaps with its predecessors, so it may touch only what none of them writes.
-    (Programmatic dependent launch, CUDA programming guide; the kernel must be launched with ``launch_pdl``.)
-    """
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
