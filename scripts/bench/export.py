@@ -1,12 +1,12 @@
 """How fast and how small is an export? ``python scripts/bench/export.py --work FOLDER [--converter]``
 
 Makes a random checkpoint of Mistral 7B's shape (``--layers`` fewer for a smaller disk) with a rank-16 adapter on all
-linear layers, and measures, each in its own process and with the checkpoint no longer in the page cache: `cp` of the
-checkpoint with `sync`, `export merged`, `export gguf --quant f16` and bf16, and with ``--converter`` llama.cpp's
-convert_hf_to_gguf.py on the merged folder. Printed per step: seconds, as a multiple of `cp`'s seconds per byte, bytes
-written per second, processor seconds (which other programs on the machine disturb least), and the process's peak
-memory as the kernel counted it (ru_maxrss, mapped pages of files included). Needs three times the checkpoint's size on
-disk; cleans up after itself.
+linear layers, and measures, each in its own process and with the checkpoint no longer in the page cache: `export gguf
+--quant f16` and bf16, `export merged`, and with ``--converter`` llama.cpp's convert_hf_to_gguf.py on the merged folder;
+before each, `cp` of the checkpoint with `sync`, because the disk is rarely the same for minutes. Printed per step:
+seconds, as a multiple of that `cp`'s seconds per byte, bytes written per second, processor seconds (which other programs
+on the machine disturb least), and the process's peak memory as the kernel counted it (ru_maxrss, mapped pages of files
+included). Needs three times the checkpoint's size on disk; cleans up after itself.
 """
 
 import argparse
@@ -135,13 +135,13 @@ def make_run(run: Path, base: Path) -> None:
     )
 
 
-def measure(title: str, command: list[str], written: Path, *, cold: Path, copy: float | None) -> float | None:
-    """Runs a command, prints what it took and returns its seconds per byte, or None if it failed.
+def measure(title: str, command: list[str], written: Path, *, cold: Path, copy: float | None = None) -> float:
+    """Runs a command, prints what it took and returns its seconds per byte.
 
     Args:
         title: of the line.
         command: writes ``written``, a file or folder.
-        written: what is measured and then removed.
+        written: what is measured.
         cold: the folder it reads; put out of the page cache first.
         copy: seconds per byte of `cp`.
     """
@@ -153,8 +153,7 @@ def measure(title: str, command: list[str], written: Path, *, cold: Path, copy: 
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) != 0:
-        print(f"{title}: failed\n{errors[-2000:]}")
-        return None
+        raise SystemExit(f"{title} failed:\n{errors[-2000:]}")
     files = [written] if written.is_file() else [file for file in written.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     ratio = f"{seconds / size / copy:5.2f} x cp" if copy else " " * 10
@@ -165,6 +164,14 @@ def measure(title: str, command: list[str], written: Path, *, cold: Path, copy: 
         flush=True,
     )
     return seconds / size
+
+
+def measure_beside_cp(title: str, command: list[str], written: Path, *, reads: Path) -> None:
+    """`cp` of the folder that the command reads, then the command."""
+    target = written.with_name("copy")
+    copied = measure("cp, sync", ["sh", "-c", f"cp -r {reads} {target} && sync"], target, cold=reads)
+    shutil.rmtree(target)
+    measure(title, command, written, cold=reads, copy=copied)
 
 
 def forget(folder: Path) -> None:
@@ -188,22 +195,20 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
             maker.submit(make_base, base, options.layers).result()
             maker.submit(make_run, run, base).result()
-        target = work / "copy"
-        copied = measure("cp, sync", ["sh", "-c", f"cp -r {base} {target} && sync"], target, cold=base, copy=None)
-        shutil.rmtree(target)
         export = [sys.executable, "-m", "app", "export"]
         common = ["--run", str(run), "--verify", "false"]
         for quant in ("f16", "bf16"):
             target = work / quant
             command = [*export, "gguf", *common, "--quant", quant, "--output", str(target)]
-            measure(f"export gguf --quant {quant}", command, target, cold=base, copy=copied)
+            measure_beside_cp(f"export gguf --quant {quant}", command, target, reads=base)
             shutil.rmtree(target)
-        measure("export merged", [*export, "merged", *common, "--output", str(merged)], merged, cold=base, copy=copied)
+        measure_beside_cp("export merged", [*export, "merged", *common, "--output", str(merged)], merged, reads=base)
         if options.converter:
             from support.oracle import command as converter
 
+            shutil.rmtree(base)
             target = work / "converter.gguf"
-            measure("llama.cpp's converter, f16", converter([(merged, target)]), target, cold=merged, copy=copied)
+            measure_beside_cp("llama.cpp's converter, f16", converter([(merged, target)]), target, reads=merged)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: interruption, kill -9, resumption, replacement in one step."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.errors import MachineError
+from app.export import direct
+from app.export import target as target_module
 from app.export.target import Blob, discard, partial_path, publish, publish_folder, write_blobs
 
 
@@ -77,6 +81,30 @@ def test_a_part_of_something_else_is_not_continued(changed: str, tmp_path: Path)
     fingerprint = "y" if changed == "fingerprint" else "x"
     write_blobs(target, header, blobs(contents, made), fingerprint=fingerprint, advance=nothing)
     assert sorted(made) == [0, 1]
+
+
+def test_a_full_disk_is_one_message_and_costs_no_byte_of_what_was_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "BUFFER", 2 * direct.PAGE)
+    monkeypatch.setattr(target_module, "SYNC_BYTES", 20_000)
+    target, contents = tmp_path / "file", [os.urandom(3000) for _ in range(30)]
+    write, left = os.write, [6]
+
+    def full(handle: int, data: memoryview) -> int:
+        left[0] -= 1
+        if left[0] == 0:  # once: by the next write somebody has made room
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(direct.os, "write", full)
+    with pytest.raises(MachineError, match="No space left"):
+        write_blobs(target, b"head", blobs(contents), fingerprint="x", advance=nothing)
+    made: list[int] = []
+    write_blobs(target, b"head", blobs(contents, made), fingerprint="x", advance=nothing)
+    publish(target)
+    assert target.read_bytes() == b"head" + b"".join(contents)
+    assert 0 < min(made) < 10
 
 
 def test_kill_9_leaves_the_old_file_and_a_part_that_is_finished_later(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ SYNC_BYTES = 1 << 30
 MAKERS = 2
 """Threads that make blobs: one reads while the other computes."""
 
-AHEAD = 8
+AHEAD = 16
 """Blobs made or in the making while one is written: about as many bytes as one write takes."""
 
 Advance = Callable[[int], None]
@@ -62,6 +62,9 @@ def write_blobs(target: Path, header: bytes, blobs: Sequence[Blob], *, fingerpri
         blobs: the rest, in order.
         fingerprint: of everything the blobs are made from.
         advance: is told of bytes as they are done.
+
+    Raises:
+        MachineError: the disk is full or fails.
     """
     partial = partial_path(target)
     journal = partial.with_name(partial.name + ".json")
@@ -88,9 +91,11 @@ def write_blobs(target: Path, header: bytes, blobs: Sequence[Blob], *, fingerpri
                 _note(journal, identity, done)
                 unsynced = 0
     finally:
-        out.sync()
-        out.close()
-        _note(journal, identity, done)
+        try:
+            out.sync()
+            _note(journal, identity, done)
+        finally:
+            out.close()
     return partial
 
 
