@@ -175,14 +175,20 @@ def test_a_failure_in_a_stream_is_its_last_event(small: Served, monkeypatch: pyt
     def fails_later(self: Engine) -> None:
         nonlocal steps
         steps += 1
-        if steps == 8:
+        if steps == 5:
             raise RuntimeError("broken")
         step(self)
 
     with monkeypatch.context() as patch, OpenAI(base_url=f"{small.url}/v1", api_key="-", max_retries=0) as client:
         patch.setattr(Engine, "step", fails_later)
         with pytest.raises(openai.APIError, match="the model failed"):
-            for _ in client.completions.create(model="helper", prompt="x", max_tokens=200, stream=True):
+            for _ in client.chat.completions.create(
+                model="helper",
+                messages=[{"role": "user", "content": str(LONG["prompt"])}],
+                temperature=0,
+                max_tokens=200,
+                stream=True,
+            ):
                 pass
     assert small.client.post("/generate", json=SHORT).status_code == 200
 
