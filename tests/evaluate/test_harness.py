@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from app.__main__ import main
 from app.artifact import RunDirectory
 from app.errors import ConfigError
 from app.generate.engine import Engine
@@ -112,7 +113,9 @@ def test_chat_format_is_the_familys(session: Session) -> None:
     assert ids[1:].count(ids[0]) == 0 or not start(session)  # BOS once
 
 
-def test_local_tasks_run_on_base_and_run(trained: RunDirectory, tmp_path: Path) -> None:
+def test_local_tasks_run_on_base_and_run(
+    trained: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sentence = "A sum adds one number to another."
     rows = [
         {"question": f"What is {n} plus {n * 3}?", "choices": [sentence, " ".join(reversed(sentence.split()))]}
@@ -131,15 +134,15 @@ def test_local_tasks_run_on_base_and_run(trained: RunDirectory, tmp_path: Path) 
         'doc_to_target: "{{choices[0]}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 6}\n'
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
-    found = evaluate_tasks(
-        trained.path, ["local_choose", "local_write"], folder=tmp_path, limit=5, batch_size=4, device="cpu"
-    )
+    tasks = ["--lm-eval", "local_choose", "local_write", "--lm_eval_tasks", str(tmp_path), "--lm_eval_limit", "5"]
+    assert main(["evaluate", "--run", str(trained.path), *tasks, "--device", "cpu"]) == 0
+    assert "local_choose" in capsys.readouterr().out
+    found = json.loads((trained.reports / "lm-eval.json").read_text())
     by_task = {row["task"]: row for row in found["results"]}
     assert set(by_task) == {"local_choose", "local_write"}
     assert by_task["local_choose"]["metric"] == "acc"
     assert by_task["local_choose"]["tuned"] == 1.0  # the run was trained on this sentence, not on its words in reverse
     assert 0 <= by_task["local_write"]["tuned"] <= 1
-    assert json.loads((trained.reports / "lm-eval.json").read_text()) == found
     with pytest.raises(ConfigError, match="did you mean local_choose"):
         evaluate_tasks(trained.path, ["local_chose"], folder=tmp_path, device="cpu")
 

@@ -60,7 +60,8 @@ def benchmark(
         assert base is not None and family is not None
         session = open_base(base, family, device=device)
     console = Console()
-    with Progress(console=Console(stderr=True), disable=not console.is_terminal) as progress:
+    errors = Console(stderr=True)
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
         found = speed_benchmark(
             session,
             prompt_tokens=prompt_tokens,

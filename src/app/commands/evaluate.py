@@ -43,7 +43,7 @@ def evaluate(
         prompts: A JSON file of benchmark prompts; auto is configs/prompts.json where it exists; none for none.
         fail_if: Conditions such as "perplexity>5.0" and "forgetting>5%"; may be repeated.
         lm_eval: Instead of all this, run these tasks of lm-evaluation-harness on base and run.
-        lm_eval_tasks: A folder with tasks of your own in lm-evaluation-harness's YAML.
+        lm_eval_tasks: A folder with tasks of your own in lm-evaluation-harness's YAML; only these are known then.
         lm_eval_limit: Of each task, only so many documents.
         lm_eval_chat: Put these tasks' documents into the family's chat format.
         wandb: Log the figures to Weights & Biases too; auto does as fit did. TensorBoard always gets them.
@@ -73,7 +73,8 @@ def evaluate(
     from app.evaluate.tracking import track
 
     console = Console()
-    with Progress(console=Console(stderr=True), disable=not console.is_terminal) as progress:
+    errors = Console(stderr=True)
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
         report = evaluate_run(
             run,
             split=None if split == "auto" else split,

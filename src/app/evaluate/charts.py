@@ -105,8 +105,8 @@ def moving_average(curve: Curve) -> Curve:
 def nice_ticks(values: Sequence[float], count: int = 4) -> list[float]:
     """Round numbers from below the least to above the greatest value, at least two."""
     low, high = min(values), max(values)
-    if high - low < 1e-12 * max(1e-12, abs(high)):
-        low, high = (0.0, high) if high > 0 else (high - 1, high + 1)
+    if high - low < 1e-12 * max(1e-12, abs(high)):  # a constant
+        low, high = (0.0, high) if high > 1e-12 else (high - 1, high + 1)
     power = 10 ** math.floor(math.log10((high - low) / count))
     step = next(each * power for each in (1, 2, 2.5, 5, 10) if each * power * count >= high - low)
     start, end = math.floor(low / step), math.ceil(high / step)

@@ -142,7 +142,7 @@ def speed_benchmark(
                     drafted += answers[0].drafts[1] / len(answers[0].token_ids) / repeats
             progress.advance(task)
         del engine  # its cache is freed before the next one is made
-    measurements = [_measurement(name, values) for name, values in times.items()]
+    measurements = [_measurement(name, values, new_tokens=new_tokens) for name, values in times.items()]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     decode = next(each.median for each in measurements if each.name == "decode")
     return SpeedReport(
@@ -164,11 +164,11 @@ _FIGURES = {
     "first_token": ("time to first token", "s"),
     "prompt": ("prompt processing", "tokens/s"),
     "decode": ("decoding, one request", "tokens/s"),
-    "latency": ("whole answer", "s"),
+    "latency": ("latency of {new_tokens} tokens", "s"),
     "load_decode": ("all answers together, under load", "tokens/s"),
     "load_first_token": ("time to first token under load, mean", "s"),
 }
-"""Name -> title and unit."""
+"""Name -> title, which may name an option of the benchmark, and unit."""
 
 
 def _alone(answer: Answer, seconds: float) -> dict[str, float]:
@@ -189,11 +189,11 @@ def _loaded(answers: Sequence[Answer], seconds: float) -> dict[str, float]:
     }
 
 
-def _measurement(name: str, values: Sequence[float]) -> Measurement:
+def _measurement(name: str, values: Sequence[float], *, new_tokens: int) -> Measurement:
     title, unit = _FIGURES[name]
     return Measurement(
         name=name,
-        title=title,
+        title=title.format(new_tokens=new_tokens),
         unit=unit,
         median=statistics.median(values),
         low=min(values),
