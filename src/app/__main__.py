@@ -14,6 +14,7 @@ COMMANDS = {
         "turn CSV, JSONL, Parquet or a Hugging Face data set into training data, with a report",
     ),
     "doctor": ("app.commands.doctor:main", "is this machine ready? each line ok, warn or fail, with a remedy"),
+    "init": ("app.commands.init:main", "write a commented configuration for your card, model and data"),
     "plan": ("app.commands.plan:main", "memory, speed and hours before anything is downloaded: plan --config FILE"),
     "fit": (TRAINER, "fine-tune: python -m app fit --config configs/mistral.yaml"),
     "validate": (TRAINER, "loss on the validation split"),

@@ -93,7 +93,7 @@ SIGNATURES = {
 @cache
 def signature(module: str, name: str) -> Mapping[str, Any]:
     """Parameters of a class's ``__init__`` with their defaults, read off the source."""
-    for node in ast.walk(_source(module)):
+    for node in ast.walk(source_of(module)):
         if isinstance(node, ast.ClassDef) and node.name == name:
             (init,) = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
             names = [argument.arg for argument in init.args.args[1:]]
@@ -105,7 +105,7 @@ def signature(module: str, name: str) -> Mapping[str, Any]:
 @cache
 def trainer_defaults() -> Mapping[str, Any]:
     """`fit`'s own defaults of the trainer."""
-    for node in _source("app.cli").body:
+    for node in source_of("app.cli").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEFAULTS":
             value: Mapping[str, Any] = ast.literal_eval(node.value)
             return value
@@ -114,12 +114,12 @@ def trainer_defaults() -> Mapping[str, Any]:
 
 def documentation(module: str, name: str) -> str:
     """A class's docstring, read off the source."""
-    (node,) = (part for part in _source(module).body if isinstance(part, ast.ClassDef) and part.name == name)
+    (node,) = (part for part in source_of(module).body if isinstance(part, ast.ClassDef) and part.name == name)
     return ast.get_docstring(node) or ""
 
 
 @cache
-def _source(module: str) -> ast.Module:
+def source_of(module: str) -> ast.Module:
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
     return ast.parse(Path(spec.origin).read_text("utf-8"))

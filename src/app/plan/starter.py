@@ -1,0 +1,155 @@
+"""A first configuration for a card, a model and data: settings that fit by the plan, with the code's own comments."""
+
+import ast
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.errors import MachineError
+from app.families import Family
+from app.plan.estimate import Estimate, estimate
+from app.plan.gpu import Gpu
+from app.plan.memory import plan_memory
+from app.plan.options import (
+    REQUIRED,
+    SIGNATURES,
+    documentation,
+    read_options,
+    signature,
+    source_of,
+    trainer_defaults,
+)
+from app.plan.shapes import read_shape
+
+LENGTHS = (2048, 1536, 1024, 768, 512, 256)
+TRAINER = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")
+TOP = ("run", "wandb", "validate_every")
+LINKED = {"data": ("base", "family", "revision", "seed")}
+"""Options that fit fills in from other sections."""
+WIDTH = 110
+MARGIN = 1.05
+"""Room that is left: as much as the plan may err."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starter:
+    """What `init` found.
+
+    Attributes:
+        text: of the YAML.
+        estimate: the plan of it.
+    """
+
+    text: str
+    estimate: Estimate
+
+
+def make_starter(*, family: Family, base: str, data: str, run: str, gpu: Gpu) -> Starter:
+    """A configuration whose planned peak is free on ``gpu``: rows as long as can be, nothing recomputed if that fits.
+
+    Args:
+        family: of the base.
+        base: hub id or local folder.
+        data: a prepared folder, or raw data.
+        run: the run directory.
+        gpu: the card.
+
+    Raises:
+        MachineError: not even the shortest rows fit.
+        ModelError: the base's config.json cannot be had.
+    """
+    given = {"model.base": base, "model.family": family.name, "data.path": data, "run": run}
+    shape = read_shape(base, family)
+    for settings in _settings():
+        options = read_options([], {**given, **settings})
+        peak = plan_memory(shape, family, options, gpu).peak
+        if MARGIN * peak <= gpu.free:
+            found = estimate(options, gpu)
+            return Starter(text=_text({**given, **settings}, found, family), estimate=found)
+    raise MachineError(
+        f"{base} needs {peak / 2**20:,.0f} MiB with rows of {LENGTHS[-1]} tokens; {gpu.name} has "
+        f"{gpu.free / 2**20:,.0f} MiB free",
+        where="--gpu",
+        remedy="choose a smaller base model, or close what uses the card",
+    )
+
+
+def _settings() -> Iterator[dict[str, Any]]:
+    """From the fastest to the smallest."""
+    for length in LENGTHS:
+        for recomputed in (False, True):
+            yield {"data.max_length": length, "model.gradient_checkpointing": recomputed}
+
+
+def _text(chosen: Mapping[str, Any], found: Estimate, family: Family) -> str:
+    """The YAML, a comment above each option; what has no value is there to be filled in."""
+    memory = found.memory
+    assert memory is not None
+    speed = f", about {found.tokens_per_second:,.0f} tokens/s" if found.tokens_per_second else ""
+    lines = [
+        f"# {family.title} on {found.gpu.name}, written by `python -m app init`.",
+        f"# Planned: {memory.peak / 2**20:,.0f} of {found.gpu.free / 2**20:,.0f} MiB free{speed} "
+        "(`python -m app plan` says more).",
+        "# Comments are the help texts of `python -m app fit --help`.",
+        "",
+        f"seed_everything: {signature(*SIGNATURES['data'])['seed']}",
+    ]
+    arguments = _fit_arguments()
+    for name in TOP:
+        default, text = arguments[name]
+        lines += _option(name, chosen.get(name, default), text, indent=0)
+    sections: dict[str, Mapping[str, Any]] = {section: signature(*where) for section, where in SIGNATURES.items()}
+    sections["trainer"] = {name: trainer_defaults()[name] for name in TRAINER}
+    for section, options in sections.items():
+        lines += ["", f"{section}:"]
+        texts = trainer_texts() if section == "trainer" else argument_texts(documentation(*SIGNATURES[section]))
+        for name, default in options.items():
+            if name not in LINKED.get(section, ()):
+                value = chosen.get(f"{section}.{name}", default)
+                assert value is not REQUIRED
+                lines += _option(name, value, texts[name], indent=2)
+    return "\n".join(lines) + "\n"
+
+
+def _option(name: str, value: Any, text: str, *, indent: int) -> list[str]:
+    margin = " " * indent
+    written = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10**6)
+    written = written.removesuffix("\n").removesuffix("\n...")
+    comment = textwrap.wrap(text, WIDTH, initial_indent=f"{margin}# ", subsequent_indent=f"{margin}#   ")
+    return [*comment, f"{margin}{'# ' if value is None else ''}{name}: {written}"]
+
+
+def argument_texts(docstring: str) -> dict[str, str]:
+    """Argument -> its help text."""
+    from docstring_parser import parse
+
+    return {part.arg_name: " ".join((part.description or "").split()) for part in parse(docstring).params}
+
+
+def trainer_texts() -> dict[str, str]:
+    """Lightning's own words for the trainer's options, the first sentence of each; its source is read, not imported."""
+    spec = find_spec("lightning")
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
+            (init,) = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
+            texts = argument_texts(ast.get_docstring(init) or "")
+            return {name: text.split(". ")[0] for name, text in texts.items()}
+    raise AssertionError("lightning has no Trainer")
+
+
+def _fit_arguments() -> dict[str, tuple[Any, str]]:
+    """Default and help text of the options that `app.cli` adds."""
+    found = {}
+    for node in ast.walk(source_of("app.cli")):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "parser.add_argument":
+            words = {keyword.arg: keyword.value for keyword in node.keywords}
+            name = ast.literal_eval(node.args[0]).removeprefix("--")
+            found[name] = (ast.literal_eval(words["default"]), ast.literal_eval(words["help"]))
+    return found

@@ -1,0 +1,88 @@
+"""`python -m app init`: what it writes is what `fit` takes and `plan` says fits."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.__main__ import main
+from app.plan.options import SIGNATURES, signature
+from app.plan.starter import argument_texts, trainer_texts
+
+OPTIONS = ["init", "--gpu", "rtx4060-laptop", "--yes"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma"])
+def test_fit_takes_it_as_written(family: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OPTIONS, "--family", family, "--data", "my data.csv", "--run", "runs/first"]) == 0
+    assert "fits: a peak of" in capsys.readouterr().out
+    written = yaml.safe_load((folder / f"{family}.yaml").read_text("utf-8"))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", f"{family}.yaml", "--print_config"])
+    assert ended.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    for section, value in written.items():
+        if isinstance(value, dict):
+            assert value.items() <= resolved[section].items()
+        else:
+            assert resolved[section] == value
+    assert (resolved["run"], resolved["data"]["path"], resolved["model"]["family"]) == (
+        "runs/first", "my data.csv", family,
+    )  # fmt: skip
+    assert main(["plan", "--config", f"{family}.yaml", "--gpu", "rtx4060-laptop", "--quiet"]) == 0
+
+
+def test_every_option_is_there_with_the_codes_own_comment(folder: Path) -> None:
+    assert main(OPTIONS) == 0
+    text = (folder / "mistral.yaml").read_text("utf-8")
+    for section in ("model", "data"):
+        for name in signature(*SIGNATURES[section]):
+            if section == "model" or name not in ("base", "family", "revision", "seed"):
+                assert f"\n  {name}: " in text or f"\n  # {name}: null" in text
+    assert "  # LoRA's rank.\n  rank: 16\n" in text
+    assert f"  # {trainer_texts()['max_epochs']}\n  max_epochs: 3\n" in text
+    assert argument_texts("Does.\n\n    Args:\n        a: one\n            and a half.\n") == {"a": "one and a half."}
+
+
+def test_a_larger_card_recomputes_nothing_and_a_smaller_one_gets_shorter_rows(folder: Path) -> None:
+    for gpu in ("rtx3060-laptop", "rtx4060-laptop", "rtx5090"):
+        assert main(["init", "--gpu", gpu, "--yes", "--output", f"{gpu}.yaml", "--quiet"]) == 0
+    small, middle, large = (
+        yaml.safe_load((folder / f"{gpu}.yaml").read_text()) for gpu in ("rtx3060-laptop", "rtx4060-laptop", "rtx5090")
+    )
+    assert small["data"]["max_length"] < middle["data"]["max_length"] == large["data"]["max_length"] == 2048
+    assert small["model"]["gradient_checkpointing"] and middle["model"]["gradient_checkpointing"]
+    assert not large["model"]["gradient_checkpointing"]
+
+
+def test_asks_in_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter(["no-such-family", "phi3", "", "", "runs/asked", "asked.yaml"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda *_: next(answers))
+    assert main(["init", "--gpu", "rtx4060-laptop"]) == 0
+    assert "model family" in capsys.readouterr().out
+    written = yaml.safe_load((folder / "asked.yaml").read_text("utf-8"))
+    assert (written["model"]["base"], written["run"]) == ("microsoft/Phi-3-mini-4k-instruct", "runs/asked")
+
+    def gone(*_: object) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", gone)
+    assert main(["init", "--gpu", "rtx4060-laptop"]) == 130
+
+
+def test_faults_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mistral.yaml").write_text("mine")
+    assert main(OPTIONS) == 2
+    assert "exists already" in capsys.readouterr().err and (folder / "mistral.yaml").read_text() == "mine"
+    assert main([*OPTIONS, "--family", "mistrl", "--overwrite"]) == 2
+    assert main([*OPTIONS, "--overwrite", "--gpu", "rtx3050-laptop"]) == 2
+    assert "choose a smaller base model" in capsys.readouterr().err
+    assert (folder / "mistral.yaml").read_text() == "mine"
+    assert main([*OPTIONS, "--overwrite"]) == 0
