@@ -1,7 +1,6 @@
 """`python -m app evaluate` as typed: figures, gate, exit status, and the messages of faults."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.commands.evaluate import PROMPTS, prompts_file
+from app.generate.engine import Engine
 from conftest import TinyCheckpoint
 from support.fitting import arguments, fit, write_csv
 
@@ -39,26 +39,34 @@ def test_figures_gate_and_status(run: RunDirectory, capsys: pytest.CaptureFixtur
     assert any((run.logs / "evaluation").iterdir())
 
 
-def test_compare_and_benchmark_take_the_run(
-    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["evaluate", "--run", str(run.path), *QUICK]) == 0
-    twin = shutil.copytree(run.path, tmp_path / "twin")
-    capsys.readouterr()
-    output = tmp_path / "compare.json"
-    assert main(["compare", "--runs", str(run.path), str(twin), "base", "--output", str(output)]) == 0
-    shown = capsys.readouterr().out
-    assert f"no difference shown between {run.path} and {twin}" in shown
-    assert f"{run.path} better than base" in shown
-    assert "Holm" in shown
-    assert len(json.loads(output.read_text())["names"]) == 3
-
+def test_speed_of_the_run_is_in_its_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     speed = ["--prompt_tokens", "8", "--new_tokens", "4", "--load", "2", "--repeats", "1", "--device", "cpu"]
-    assert main(["benchmark", "--run", str(twin), *speed]) == 0
-    shown = capsys.readouterr().out
-    assert "time to first token" in shown and "peak memory" in shown
-    assert main(["evaluate", "--run", str(twin), *QUICK]) == 0
-    assert "time to first token" in (Path(twin) / "reports" / "report.html").read_text()
+    assert main(["benchmark", "--run", str(run.path), *speed]) == 0
+    assert main(["evaluate", "--run", str(run.path), *QUICK]) == 0
+    assert "time to first token" in (run.reports / "report.html").read_text()
+
+
+def test_an_interruption_is_one_line_and_the_next_call_goes_on(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ctrl-C does it, in the middle of the first answers."""
+    real, calls = Engine.step, []
+
+    def step(engine: Engine) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(engine)
+
+    options = ["evaluate", "--run", str(run.path), *QUICK, "--answers", "3"]
+    monkeypatch.setattr(Engine, "step", step)
+    assert main(options) == 130
+    found = capsys.readouterr().err
+    assert "the same command goes on from here" in found and "Traceback" not in found
+    kept = (run.reports / "evaluation-samples.jsonl").read_bytes()
+    monkeypatch.setattr(Engine, "step", real)
+    assert main(options) == 0
+    assert (run.reports / "evaluation-samples.jsonl").read_bytes().startswith(kept)
 
 
 def test_faults_are_one_message(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,8 +74,6 @@ def test_faults_are_one_message(run: RunDirectory, tmp_path: Path, capsys: pytes
         (["evaluate", "--run", str(tmp_path)], "is not a run directory"),
         (["evaluate", "--run", str(run.path), "--fail-if", "perplexty>5"], "did you mean perplexity?"),
         (["evaluate", "--run", str(run.path), "--prompts", str(tmp_path / "none.json")], "cannot be read"),
-        (["compare", "--runs", str(run.path)], "at least two"),
-        (["benchmark"], "name either a run or a base model"),
     ):
         assert main(options) == 2
         found = capsys.readouterr().err

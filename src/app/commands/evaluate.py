@@ -1,5 +1,6 @@
 """``python -m app evaluate``: is the tuned model better than its base?"""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,4 +175,8 @@ def harness_table(run: Path, results: Mapping[str, Any]) -> "Table":
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(evaluate, argv, name="evaluate")
+    try:
+        return run_command(evaluate, argv, name="evaluate")
+    except KeyboardInterrupt:
+        print("stopped: what was measured is kept; the same command goes on from here", file=sys.stderr)
+        return 130

@@ -1,0 +1,34 @@
+"""`python -m app benchmark` as typed, on a base model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from conftest import TinyCheckpoint
+
+QUICK = ("--prompt_tokens", "8", "--new_tokens", "4", "--load", "2", "--repeats", "2", "--device", "cpu")
+
+
+def test_a_base_model(tiny: TinyCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "speed.json"
+    source = ("--base", str(tiny("smollm2")), "--family", "smollm2")
+    assert main(["benchmark", *source, *QUICK, "--speculate", "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("time to first token", "latency of 4 tokens", "under load", "peak memory", "GiB"):
+        assert text in shown, text
+    written = json.loads(output.read_text())
+    assert written["speculate"] is True
+    assert {each["name"]: len(each["values"]) for each in written["measurements"]}["decode"] == 2
+
+
+def test_faults_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, text in (
+        ([], "name either a run or a base model"),
+        (["--base", "x"], "--base needs --family"),
+        (["--run", str(tmp_path)], "is not a run directory"),
+    ):
+        assert main(["benchmark", *options]) == 2
+        found = capsys.readouterr().err
+        assert text in found and "remedy" in found and "Traceback" not in found
