@@ -4,8 +4,8 @@ Makes a random checkpoint of Mistral 7B's shape (``--layers`` fewer for a smalle
 linear layers, and measures, each in its own process and with the checkpoint no longer in the page cache: `export gguf
 --quant f16` and bf16, `export merged`, and with ``--converter`` llama.cpp's convert_hf_to_gguf.py on the merged folder;
 before each, `cp` of the checkpoint with `sync`, because the disk is rarely the same for minutes. Printed per step:
-seconds, as a multiple of that `cp`'s seconds per byte, bytes written per second, processor seconds (which other programs
-on the machine disturb least), and the process's peak memory as the kernel counted it (ru_maxrss, mapped pages of files
+seconds, as a multiple of that `cp`'s seconds per byte, bytes written per second, processor seconds (which others on
+the machine disturb least), and the process's peak memory as the kernel counted it (ru_maxrss, mapped pages of files
 included). Needs three times the checkpoint's size on disk; cleans up after itself.
 """
 
