@@ -92,7 +92,7 @@ class Forward:
         self._slots = slots
         self._steps: Steps | None = None
         self._prepared: tuple[str, ...] | None = None
-        self._allow_fast = fast and self._device.type == "cuda" and triton is not None
+        self._allow_fast = fast and has_kernels(self._device)
         self._prepare()
 
     @property
@@ -197,6 +197,11 @@ class Forward:
             seen &= keys > positions[..., None] - self._window
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the fused kernels run there."""
+    return device.type == "cuda" and triton is not None
 
 
 def _places(row: Row) -> list[Place]:
