@@ -19,7 +19,9 @@ from app.model.memory_plan import LayerSizes, layer_sizes, plan_layers
 RESERVE = 320 * 2**20
 """Bytes left over for the CUDA graph itself and for what the allocator cannot reuse.
 
-With it a 7B step planned for 7,150 MiB peaked at 7,085 in FP8 and 6,949 in bf16 (1 x 2,048 tokens, H100, 2026-11)."""
+With it steps of 2,048 tokens planned for 7,150 MiB peaked at 6,977 to 7,129 (four families, H100, 2026-11)."""
+RESERVED_SHARE = 1 / 16
+"""Of the work of one layer, left over as well: with `RESERVE` alone 16,384 tokens peaked 67 MiB over the budget."""
 HEAD_BYTES = 13 * 2**25
 """What a chunk of logits takes at its peak: the logits in 16 and 32 bits, their exponentials, and a mask."""
 BUS_SHARE = 0.75
@@ -138,7 +140,8 @@ def choose_plans(
     Raises:
         MachineError: not even the smallest plan fits.
     """
-    available = budget - used - state_bytes - work_bytes(trial, sizes) - RESERVE
+    work = work_bytes(trial, sizes)
+    available = budget - used - state_bytes - work - reserve_bytes(work)
     offloadable = int(BUS_SHARE * bandwidth * trial.forward_seconds * layers)
     plans = plan_layers(sizes, layers, available=available, offloadable=offloadable)
     if plans is None:
@@ -154,6 +157,11 @@ def choose_plans(
 def work_bytes(trial: Trial, sizes: LayerSizes) -> int:
     """What a layer, or the output head with its logits, takes at its peak."""
     return max(trial.transient, HEAD_BYTES + 4 * sizes.bytes["hidden"])
+
+
+def reserve_bytes(work: int) -> int:
+    """What is left over for the graph itself and for what the allocator cannot reuse."""
+    return RESERVE + int(RESERVED_SHARE * work)
 
 
 def try_layer(layer: FastLayer, *, rows: int, length: int, device: torch.device) -> Trial:

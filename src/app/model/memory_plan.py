@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from app.model.activation_store import LayerPlan, Name, Placement
@@ -94,23 +95,37 @@ def _offloaded(sizes: LayerSizes, held: Sequence[set[Name]], available: int) -> 
         if kept + _moving(sizes, out) <= available:
             break
         having = [index for index, names in enumerate(held) if name in names]
-        moving = _moving(sizes, out) + 2 * sizes.bytes[name]
-        needed = -((available - moving - kept) // sizes.bytes[name])
-        for index in _spread(having, needed):
-            out[index].add(name)
-            kept -= sizes.bytes[name]
+        for neighbours in (1, 2):  # of which the result is under way at a time, if they are spread thinly or not
+            moving = _moving(sizes, out) + neighbours * sizes.bytes[name]
+            chosen = set(_spread(having, -((available - moving - kept) // sizes.bytes[name])))
+            more = [names | {name} if index in chosen else names for index, names in enumerate(out)]
+            if kept - len(chosen) * sizes.bytes[name] + _moving(sizes, more) <= available:
+                break
+        out, kept = more, kept - len(chosen) * sizes.bytes[name]
     return out, kept
 
 
+def moving_bytes(copied: Sequence[int]) -> int:
+    """Bytes on the GPU of what is being copied: of two neighbours, while a copy's source or target is still there.
+
+    Args:
+        copied: bytes that each layer offloads.
+    """
+    return max(map(sum, pairwise([0, *copied])))
+
+
 def _moving(sizes: LayerSizes, out: Sequence[set[Name]]) -> int:
-    """Bytes on the GPU of what is being copied: of two layers, while a copy's source or target is still there."""
-    return 2 * max(sum(sizes.bytes[name] for name in names) for names in out)
+    return moving_bytes([sum(sizes.bytes[name] for name in names) for names in out])
 
 
 def _spread(indices: Sequence[int], count: int) -> list[int]:
-    """``count`` of the indices (all, if there are fewer), evenly spaced."""
-    count = min(count, len(indices))
-    return [indices[place * len(indices) // count] for place in range(count)]
+    """``count`` of the layers (all, if there are fewer), as evenly spaced over the whole stack as they allow."""
+    left, chosen = list(indices), []
+    for place in range(min(count, len(indices))):
+        ideal = place * (indices[-1] + 1) / count
+        chosen.append(min(left, key=lambda index: abs(index - ideal)))
+        left.remove(chosen[-1])
+    return chosen
 
 
 def _layer_plan(held: set[Name], out: set[Name]) -> LayerPlan:

@@ -11,9 +11,9 @@ from app.kernels.frozen_linear import FrozenLinear
 from app.kernels.lora_stack import LoraPair
 from app.kernels.nf4 import BLOCK, SUPERBLOCK, NF4Weight
 from app.model.activation_store import ActivationStore, LayerPlan, Name, Placement
-from app.model.budget import RESERVE, Trial, choose_plans, work_bytes
+from app.model.budget import Trial, choose_plans, reserve_bytes, work_bytes
 from app.model.fast_layer import TILE, FastLayer, Norm
-from app.model.memory_plan import LayerSizes, describe_plans, layer_sizes
+from app.model.memory_plan import LayerSizes, describe_plans, layer_sizes, moving_bytes
 from app.plan.shapes import Linear, ModelShape
 
 NAMES: tuple[Name, ...] = ("hidden", "attention", "middle", "gate_up")
@@ -81,9 +81,9 @@ def fast_plan(
     out = [_sum(sizes, plan, "offload") for plan in plans]
     again = sum(_products(shape, name) for plan in plans for name in NAMES if _at(plan, name) == "recompute")
     return FastPlan(
-        kept=sum(_sum(sizes, plan, "keep") for plan in plans) + 2 * max(out),
+        kept=sum(_sum(sizes, plan, "keep") for plan in plans) + moving_bytes(out),
         work=work_bytes(trial, sizes),
-        reserve=RESERVE,
+        reserve=reserve_bytes(work_bytes(trial, sizes)),
         host=sum(out),
         recomputed=again / shape.block_weights,
         attention_again=sum(plan.attention == "recompute" for plan in plans) / shape.layers,
