@@ -62,10 +62,10 @@ def run_check(check: Check, text: str) -> CheckResult:
     """Whether ``text`` passes."""
     if check.kind == "contains":
         passed = str(check.wanted).casefold() in text.casefold()
-        detail = f"contains {str(check.wanted)!r}"
+        detail = f"{'contains' if passed else 'lacks'} {str(check.wanted)!r}"
     elif check.kind == "regex":
         passed = re.search(str(check.wanted), text) is not None
-        detail = f"matches {check.wanted}"
+        detail = f"{'matches' if passed else 'does not match'} {check.wanted}"
     elif check.kind == "json_valid":
         passed, detail = _is_json(text)
     elif check.kind == "max_length":

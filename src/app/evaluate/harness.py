@@ -14,11 +14,11 @@ from typing import Any
 from app.artifact import RunDirectory, write_atomic
 from app.data.tokenize import Encoding, special_ids
 from app.errors import ConfigError, DataError, MachineError, first_line
+from app.evaluate.measure import open_engine
 from app.evaluate.report import LM_EVAL, as_text
 from app.evaluate.samples import Scored
 from app.evaluate.scoring import length_batches, score
 from app.generate.cache import longest_context
-from app.generate.engine import Engine
 from app.generate.sampling import Sampling
 from app.generate.session import Session, open_run
 from app.model.load import Device
@@ -103,7 +103,7 @@ class SessionLM(LM):  # type: ignore[misc]  # mypy does not follow lm_eval (pypr
         if not prompts:
             return []
         longest = max(len(ids) + each.max_tokens for ids, each in zip(prompts, samplings, strict=True))
-        engine = Engine(self._session, slots=self._batch_size, context=max(2, min(longest, self._limit)))
+        engine = open_engine(self._session, slots=self._batch_size, context=max(2, min(longest, self._limit)))
         return [answer.text for answer in engine.generate(prompts, samplings)]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

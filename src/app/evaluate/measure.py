@@ -8,6 +8,7 @@ from typing import Literal
 
 from rich.progress import Progress
 
+from app.errors import MachineError
 from app.evaluate.journal import Journal
 from app.evaluate.plan import Plan, Question, Row
 from app.evaluate.samples import Answered, Scored
@@ -49,10 +50,25 @@ def measure(session: Session, plan: Plan, journal: Journal, *, batch_size: int, 
         return
     longest = max(len(each.prompt) + each.sampling.max_tokens for each in plan.questions)
     context = min(longest, longest_context(session.causal_lm.config))
-    engine = Engine(session, slots=batch_size, context=context)
+    engine = open_engine(session, slots=batch_size, context=context)
     for model in MODELS:
         with _as(session, model):
             answer_questions(engine, plan.questions, model, journal, progress=progress)
+
+
+def open_engine(session: Session, *, slots: int, context: int) -> Engine:
+    """An engine with that many slots, or as many as the free memory holds (halved until they fit).
+
+    Raises:
+        MachineError: not even one fits.
+    """
+    while True:
+        try:
+            return Engine(session, slots=slots, context=context)
+        except MachineError:
+            if slots == 1:
+                raise
+            slots //= 2
 
 
 def _as(session: Session, model: Model) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import shorten
 from typing import Any
 
 from app.evaluate.charts import number as short
@@ -27,7 +28,7 @@ def examples(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _example(example: Mapping[str, Any], *, shown: bool) -> str:
     scores = example["rouge_l"]
-    title = " ".join(example["question"].split())[:80]
+    title = shorten(" ".join(example["question"].split()), 80, placeholder=" …")
     sides = "".join(
         f"<div><h4>{name}</h4>{said(example[key])}</div>"
         for key, name in (
