@@ -49,7 +49,7 @@ def test_the_question_may_come_from_standard_input(
     base: list[str], flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Why?\n"))
-    assert main([*base, *flags, "--json", "true", "--max_tokens", "3", "--temperature", "0"]) == 0
+    assert main([*base, *flags, "--json", "--max_tokens", "3", "--cache_bits", "8"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 3
 
 

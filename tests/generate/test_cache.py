@@ -58,6 +58,25 @@ def test_a_cache_that_does_not_fit_is_refused_and_the_default_fits() -> None:
     assert plan_context(CONFIG, slots=1, context=None, dtype=torch.bfloat16, device=CPU) == 64
 
 
+def test_an_8_bit_cache_holds_nearly_twice_as_much_and_reads_back_nearly_the_same() -> None:
+    huge = LlamaConfig(num_hidden_layers=80, hidden_size=8192, head_dim=128, max_position_embeddings=2**30)
+    whole, half = (
+        plan_context(huge, slots=1, context=None, dtype=torch.bfloat16, device=CPU, bits=bits) for bits in (16, 8)
+    )
+    # Other programs may change what is free meanwhile; 132 bytes a vector against 256 are 1.94 times as many.
+    assert 1.7 < half / whole < 2.2
+    cache = SlotCache(CONFIG, slots=2, context=8, dtype=torch.float32, device=CPU, bits=8)
+    new = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    cache.aim([1], torch.tensor([[0, 1, 2]]), 3)
+    keys, values = cache.update(new, -new, 0)
+    # Half a step of a 127th of the largest element.
+    assert ((keys - new).abs() <= new.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
+    assert ((values + new).abs() <= new.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
+    cache.move(1, 0, 3)
+    cache.aim([0], torch.tensor([[3]]), 4)
+    assert torch.equal(cache.update(new[:, :, :1], new[:, :, :1], 0)[0][:, :, :3], keys)
+
+
 def test_longrope_models_stay_within_their_original_length() -> None:
     factors = [1.0] * 16
     rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "rope_theta": 10000.0}

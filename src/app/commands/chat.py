@@ -34,6 +34,7 @@ def chat(
     max_tokens: int = 512,
     seed: int | None = None,
     context: int | None = None,
+    cache_bits: Literal[16, 8] = 16,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     history: Path = HISTORY,
 ) -> int:
@@ -54,6 +55,7 @@ def chat(
         max_tokens: the most tokens of an answer.
         seed: of the random choices; without it every answer draws its own.
         context: tokens of the whole conversation; by default what model and memory allow.
+        cache_bits: 8 keeps the conversation's keys and values in int8: twice the context in the same memory.
         device: where the model runs.
         history: file that keeps the typed lines.
     """
@@ -74,7 +76,7 @@ def chat(
     else:
         assert base is not None and family is not None
         session = open_base(base, family, device=device)
-    engine = Engine(session, slots=1, context=context, reuse=True)
+    engine = Engine(session, slots=1, context=context, reuse=True, cache_bits=cache_bits)
     if question is not None:
         return _answer_once(engine, question, system, sampling, json=json)
     from app.commands.chat_terminal import Terminal
