@@ -135,7 +135,6 @@ def measure_app(args: argparse.Namespace) -> dict[str, float]:
 
     from app.families import get_family
     from app.generate.engine import Engine
-    from app.generate.forward import Wish
     from app.generate.sampling import Sampling
     from app.generate.session import Session
 
@@ -152,14 +151,9 @@ def measure_app(args: argparse.Namespace) -> dict[str, float]:
     batch = best(lambda: many.generate(prompts(BATCH, PROMPT), options))
     one.generate(prompts(1, LONG), Sampling(max_tokens=1))
     read = best(lambda: one.generate(prompts(1, LONG), Sampling(max_tokens=1)))
-    wish = Wish(sampling=Sampling(), history=None, draw=0.0)
-    from app.generate.forward import Row
-
-    row = Row(slot=0, start=PROMPT + NEW // 2, ids=[1], scored=1)
-    step = best(lambda: [one._forward.write([row], [wish], keep_scores=False) for _ in range(50)]) / 50
-    linears = [linear.weights for layer in one._forward._steps.decoder._layers for linear in layer.linears]  # type: ignore[union-attr]
-    sizes = [w.a.nbytes + w.b.nbytes + sum(m.packed.nbytes + m.absmax.nbytes for m in w.weights) for w in linears]
-    products = time_products(linears)
+    step, weights = step_and_weights(model)
+    sizes = [w.a.nbytes + w.b.nbytes + sum(m.packed.nbytes + m.absmax.nbytes for m in w.weights) for w in weights]
+    products = time_products(weights)
     head = model.get_output_embeddings().weight.nbytes
     del lock
     return {
@@ -172,6 +166,31 @@ def measure_app(args: argparse.Namespace) -> dict[str, float]:
         "products": products + head / 2.6e12,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
+
+
+def step_and_weights(model: Any) -> tuple[float, list[Any]]:
+    """Seconds of a step of one row, as the engine takes it, and the weights it reads."""
+    import torch
+
+    from app.generate.cache import SlotCache
+    from app.generate.decoder import Decoder
+    from app.generate.sampling import Sampling
+    from app.generate.steps import Steps
+
+    device = torch.device("cuda")
+    config = model.get_base_model().config
+    cache = SlotCache(config, slots=1, context=PROMPT + NEW, dtype=torch.bfloat16, device=device)
+    with torch.inference_mode():
+        decoder = Decoder(model.get_base_model(), cache)
+        decoder.use(("default",))
+    steps = Steps(decoder, slots=1, device=device)
+
+    def write() -> None:
+        for _ in range(50):
+            steps.write([(1, 0, PROMPT + NEW // 2)], [Sampling()], [0.0], keep_scores=False)
+
+    write()
+    return best(write) / 50, decoder.weights
 
 
 def time_products(linears: list[Any]) -> float:

@@ -122,6 +122,11 @@ class Decoder:
         self._partial = torch.zeros(max(w.splits * ROWS * w.width for w in linears), device=device)
         self._scores = torch.zeros(ROWS * self._heads * SPLITS * (self._head_dim + 2), device=device)
 
+    @property
+    def weights(self) -> list[StackedWeights]:
+        """All that a step reads of the layers, in its order."""
+        return [linear.weights for layer in self._layers for linear in layer.linears]
+
     def use(self, names: tuple[str, ...]) -> None:
         """Answers with these adapters from now on; none: with the base.
 

@@ -271,24 +271,30 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     there = (row < rows)[:, None]
     x += row[:, None] * columns + first * 64 + tl.arange(0, 64)[None, :]
     if tile < tiles:
-        member = 0
-        for index in tl.static_range(1, MEMBERS):
-            member += (tile >= tl.load(members + index * 6)).to(tl.int32)
-        members += member * 6
-        start = tl.load(members + 1).to(tl.int32)
-        end = outputs
-        if member + 1 < MEMBERS:
-            end = tl.load(members + 7).to(tl.int32)
-        output = (tile - tl.load(members).to(tl.int32)) * TILE + tl.arange(0, TILE)
+        # A single member needs no table: two loads less, one after the other, before the first weight is asked for.
+        start, end, first_tile = 0, outputs, 0
+        if MEMBERS > 1:
+            member = 0
+            for index in tl.static_range(1, MEMBERS):
+                member += (tile >= tl.load(members + index * 6)).to(tl.int32)
+            members += member * 6
+            first_tile = tl.load(members).to(tl.int32)
+            start = tl.load(members + 1).to(tl.int32)
+            if member + 1 < MEMBERS:
+                end = tl.load(members + 7).to(tl.int32)
+            packed += tl.multiple_of(tl.load(members + 2), 16)
+            absmax += tl.load(members + 3)
+            if NESTED:
+                absmax_scale += tl.load(members + 4)
+                absmax_offset += tl.load(members + 5)
+        output = (tile - first_tile) * TILE + tl.arange(0, TILE)
         # Tiles may hang over the end of a member: they read its last row again and store nothing there.
         inner = tl.minimum(output, end - start - 1)
-        packed += tl.multiple_of(tl.load(members + 2), 16) + first * 32
-        absmax += tl.load(members + 3)
+        packed += first * 32
         byte_at = inner.to(tl.int64)[:, None] * (columns // 2) + tl.arange(0, 32)[None, :]
         scale_at = inner * (columns // 64) + first
         if NESTED:
-            absmax_scale += tl.load(members + 4)
-            offset = tl.load(absmax_offset + tl.load(members + 5))
+            offset = tl.load(absmax_offset)
         acc = tl.zeros((16, TILE), tl.float32)
         for block in tl.range(0, BLOCKS, num_stages=STAGES):
             byte = tl.load(packed + byte_at + block * 32)
