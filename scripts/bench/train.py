@@ -170,7 +170,7 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
 
     graph = StepGraph(loss, parameters)
     plans = fit_to_budget(
-        acceleration, rows=ids.shape[0], length=args.length, budget=args.budget[ids.shape[0]] * 2**20,
+        base, acceleration, rows=ids.shape[0], length=args.length, budget=args.budget[ids.shape[0]] * 2**20,
         state_bytes=STATE_BYTES[args.optimizer] * sum(p.numel() for p in parameters), device=ids.device,
         offload=not args.no_offload,
     )  # fmt: skip

@@ -110,6 +110,15 @@ def test_kernels_in_the_interpreter_give_the_same(tiny: TinyCheckpoint) -> None:
     assert worst(ours, exact) < 1e-5
 
 
+def test_on_a_cpu_the_default_is_the_plain_layers_without_a_word(tiny: TinyCheckpoint) -> None:
+    from app.families import get_family
+
+    trained = Trained(str(tiny("smollm2")), get_family("smollm2"), torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DEVICE.type == "cuda" or accelerate(trained.causal_lm) is None
+
+
 def test_what_is_not_covered_is_said_once_and_left_alone(tiny: TinyCheckpoint, family: Family) -> None:
     trained = Trained(str(tiny(family.name)), family, torch.float32, dropout=0.1)
     original = trained.decoder.forward

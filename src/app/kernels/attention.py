@@ -127,6 +127,11 @@ def attention_backward(
     return torch.cat([part.flatten(1) for part in grads], dim=1)
 
 
+def has_flash(device: torch.device) -> bool:
+    """Whether torch's flash attention runs there: Ampere and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _use_flash(fused: torch.Tensor) -> bool:
     return fused.is_cuda and fused.dtype in (torch.bfloat16, torch.float16)
 

@@ -1,5 +1,6 @@
 """Fits a training step into a memory budget: where embeddings lie, and what each layer keeps."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ RESERVED_SHARE = 1 / 16
 """Of the work of one layer, left over as well: with `RESERVE` alone 16,384 tokens peaked 67 MiB over the budget."""
 HEAD_BYTES = 13 * 2**25
 """What a chunk of logits takes at its peak: the logits in 16 and 32 bits, their exponentials, and a mask."""
+log = logging.getLogger(__name__)
 BUS_SHARE = 0.75
 """Part of the measured copy bandwidth that offloading counts on: copies beside computing ran at 48 of 55 GB/s, and with
 0.9 planned the forward pass took 10 ms longer than its kernels (1 x and 4 x 2,048 tokens, H100, 2026-11)."""
@@ -40,7 +42,7 @@ def offload_embeddings(base: Any) -> int:
     scale = getattr(embedding, "embed_scale", None)  # Gemma multiplies what it looks up
     if not isinstance(embedding, nn.Embedding) or table.device.type == "cpu":
         return 0
-    pinned = torch.empty(table.shape, dtype=table.dtype, pin_memory=True).copy_(table)
+    pinned = _pinned(table)
 
     def look_up(ids: Tensor) -> Tensor:
         rows = gather_rows(pinned, ids)
@@ -50,9 +52,27 @@ def offload_embeddings(base: Any) -> int:
     embedding.weight = nn.Parameter(pinned, requires_grad=False)
     setattr(embedding, "forward", look_up)  # noqa: B010  # mypy forbids assigning methods
     if shared:
-        head.weight = embedding.weight
-        setattr(head, "forward", lambda hidden: functional.linear(hidden, pinned.to(hidden.device)))  # noqa: B010
+        _set_head(head, embedding.weight)
     return table.numel() * table.element_size()
+
+
+def offload_head(base: Any) -> int:
+    """Moves the output head to pinned CPU memory, from where its loss is streamed; returns the bytes freed."""
+    head = base.get_output_embeddings()
+    weight: Tensor = head.weight.detach()
+    if weight.device.type == "cpu":
+        return 0
+    _set_head(head, nn.Parameter(_pinned(weight), requires_grad=False))
+    return weight.numel() * weight.element_size()
+
+
+def _set_head(head: Any, weight: nn.Parameter) -> None:
+    head.weight = weight
+    setattr(head, "forward", lambda hidden: functional.linear(hidden, weight.to(hidden.device)))  # noqa: B010
+
+
+def _pinned(table: Tensor) -> Tensor:
+    return torch.empty(table.shape, dtype=table.dtype, pin_memory=True).copy_(table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +89,7 @@ class Trial:
 
 
 def fit_to_budget(
+    base: Any,
     acceleration: Acceleration,
     *,
     rows: int,
@@ -80,9 +101,11 @@ def fit_to_budget(
 ) -> list[LayerPlan]:
     """Sets and returns the memory plan for micro-batches of ``rows`` x ``length`` tokens, from a trial of one layer.
 
-    What is in use already counts as it is: the model, and the gradients, which a `StepGraph` makes.
+    What is in use already counts as it is: the model, and the gradients, which a `StepGraph` makes. Where no plan fits,
+    the output head goes to CPU memory too.
 
     Args:
+        base: the transformers model.
         acceleration: the fast layers.
         rows, length: of a micro-batch.
         budget: bytes of GPU memory as the driver counts them for the whole card.
@@ -96,19 +119,27 @@ def fit_to_budget(
     layers = acceleration.layers
     sizes = layer_sizes(layers[0], rows * length, length)
     trial = try_layer(layers[0], rows=rows, length=length, device=device)
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    plans = choose_plans(
-        sizes,
-        len(layers),
-        trial,
-        rows=rows,
-        length=length,
-        budget=budget,
-        used=total - free,
-        state_bytes=state_bytes,
-        bandwidth=copy_bandwidth(device) if offload else 0.0,
-    )
+    bandwidth = copy_bandwidth(device) if offload else 0.0
+    while True:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        try:
+            plans = choose_plans(
+                sizes,
+                len(layers),
+                trial,
+                rows=rows,
+                length=length,
+                budget=budget,
+                used=total - free,
+                state_bytes=state_bytes,
+                bandwidth=bandwidth,
+            )
+            break
+        except MachineError:
+            if not (offload and offload_head(base)):
+                raise
+            log.info("the output head waits in CPU memory: without it no step of %d tokens fits", rows * length)
     acceleration.set_plans(plans)
     return plans
 

@@ -92,7 +92,8 @@ class FastStep:
         # Padding stands behind the tokens that see it, so a causal model needs no mask for it.
         names = ("input_ids", "trained", "position_ids")
         inputs = {name: value for name, value in batch.items() if name in names and isinstance(value, Tensor)}
-        return self._graph(inputs) * self._divisor, batch["trained"][:, 1:].sum()
+        # Rows that are not packed differ in length; a graph of one length would hold memory that all others need too.
+        return self._graph(inputs, record="position_ids" in inputs) * self._divisor, batch["trained"][:, 1:].sum()
 
     def release(self) -> None:
         """Gives the step's memory to what comes between two steps."""
@@ -102,6 +103,7 @@ class FastStep:
         # A graph of smaller shapes gives its memory back before what is in use is counted.
         self._graph = StepGraph(self._loss, self._parameters)
         plans = fit_to_budget(
+            self._causal_lm,
             self._acceleration,
             rows=rows,
             length=length,

@@ -10,6 +10,7 @@ import torch
 from app.errors import MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
+from app.kernels.attention import has_flash
 from app.model.nf4_cache import is_intact, nf4_folder, store
 from app.model.varlen_attention import register_varlen_attention
 
@@ -149,7 +150,8 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
     if attention == "auto":
-        attention = "eager" if device.type == "cpu" else "varlen" if trainable and dtype.itemsize == 2 else "sdpa"
+        varlen = trainable and dtype.itemsize == 2 and has_flash(device)
+        attention = "varlen" if varlen else "sdpa" if device.type == "cuda" else "eager"
     if attention == "varlen":
         register_varlen_attention()
     if not sys.stderr.isatty():

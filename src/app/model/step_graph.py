@@ -31,11 +31,16 @@ class StepGraph:
         self._grads = [torch.zeros_like(parameter) for parameter in self._parameters]
         self._broken = False
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Adds this micro-batch's gradients to the parameters' and returns the detached loss."""
+    def __call__(self, inputs: Mapping[str, Tensor], *, record: bool = True) -> Tensor:
+        """Adds this micro-batch's gradients to the parameters' and returns the detached loss.
+
+        Args:
+            inputs: of the loss, by name.
+            record: whether these shapes may get a graph.
+        """
         self._attach_grads()
         shapes: Shapes = tuple((name, tuple(value.shape)) for name, value in sorted(inputs.items()))
-        capturable = not self._broken and all(value.is_cuda for value in inputs.values())
+        capturable = record and not self._broken and all(value.is_cuda for value in inputs.values())
         if capturable and shapes in self._seen and len(self._graphs) < self._largest and shapes not in self._graphs:
             self._capture(shapes, inputs)
         if shapes in self._graphs:
