@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app.evaluate.tracking import metric_values, track
@@ -35,6 +36,7 @@ def test_a_run_that_logged_to_wandb_offline_is_logged_there_again(tmp_path: Path
     report = copy.deepcopy(REPORT)
     report["configuration"]["wandb"] = "offline"
     track(tmp_path, report, wandb="auto")
+    wandb.teardown()  # as at a process's end: its service writes the file and stops
     (stored,) = (tmp_path / "logs" / "wandb").glob("offline-run-*/run-*.wandb")
     content = stored.read_bytes()
     assert b"evaluation/perplexity/tuned" in content
