@@ -37,6 +37,7 @@ COMMANDS = {
         "app.commands.export:main",
         "merged folder, GGUF, Ollama or BentoML, checked to be the same model: python -m app export gguf --run …",
     ),
+    "completion": ("app.commands.completion:main", "a script that completes all this in bash or zsh"),
 }
 """Command -> (module:function called with the remaining arguments, what the help says)."""
 
