@@ -27,6 +27,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BASH = shutil.which("bash")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BASH is None, reason="no bash")
 def test_bash_completes_commands_options_and_values(bash_script: Path) -> None:
     def complete(line: str) -> set[str]:
@@ -47,6 +48,7 @@ def test_bash_completes_commands_options_and_values(bash_script: Path) -> None:
     assert complete("python -m pip ins") == set()
 
 
+@pytest.mark.slow
 def test_zsh_gets_every_command_and_no_argument_it_cannot_take() -> None:
     made = script("zsh")
     assert all(f"_shtab_app_{command}_options" in made for command in COMMANDS)
