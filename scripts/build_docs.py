@@ -10,67 +10,24 @@ every command's options, ``configuration.md`` those of `fit`'s YAML, ``families.
 
 import argparse
 import ast
-import contextlib
-import importlib
-import io
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.__main__ import COMMANDS, TRAINER, main, usage
+from app.__main__ import COMMANDS, TRAINER, usage
+from app.commands.completion import command_tree
 from app.errors import AppError
 from app.families import all_families
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "docs"
 BUILD = ROOT / "build" / "docs"
-
-
-class _HelpAskedError(Exception):
-    """A parser that was asked for its help."""
-
-    def __init__(self, parser: Any) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-@contextlib.contextmanager
-def _parsers_instead_of_help() -> Iterator[None]:
-    import jsonargparse
-
-    def show(parser: Any, *arguments: Any) -> None:
-        raise _HelpAskedError(parser)
-
-    printed = jsonargparse.ArgumentParser.print_help
-    jsonargparse.ArgumentParser.print_help = show
-    try:
-        yield
-    finally:
-        jsonargparse.ArgumentParser.print_help = printed
-
-
-def parser_of(*command: str) -> Any | None:
-    """The parser behind ``python -m app COMMAND --help``; None where a command has kinds and only lists them."""
-    with _parsers_instead_of_help(), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            main([*command, "--help"])
-        except _HelpAskedError as shown:
-            return shown.parser
-    return None
-
-
-def help_of(*command: str) -> str:
-    """What ``python -m app COMMAND --help`` prints."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        main([*command, "--help"])
-    return out.getvalue().strip()
 
 
 def options(actions: Sequence[Any]) -> list[str]:
@@ -94,32 +51,30 @@ def _plain(value: object) -> str:
     return str(value).replace("|", "\\|") or '""'
 
 
-def commands_page() -> str:
-    """Every command with all its options."""
+def kinds(parser: Any) -> Mapping[str, Any]:
+    """Name -> parser of what a command line goes on with."""
+    action = getattr(parser, "_subcommands_action", None)
+    return action._name_parser_map if action else {}
+
+
+def commands_page(tree: Any) -> str:
+    """Every command with all its options, from `completion.command_tree`."""
     lines = ["# Commands", "", "Written by the commands themselves when this page is built.", ""]
     lines += ["```text", usage(), "```", ""]
-    for name, (target, text) in COMMANDS.items():
-        lines += [f"## {name}", ""]
-        if target == TRAINER:
-            lines += [f"{text[0].upper()}{text[1:]}. Its options: [configuration](configuration.md).", ""]
-            continue
-        parser = parser_of(name)
-        if parser is not None:
-            lines += [parser.description or text, "", *options(parser._actions)]
-            continue
-        lines += ["```text", help_of(name), "```", ""]
-        for kind in importlib.import_module(target.partition(":")[0]).KINDS:
-            lines += [f"### {name} {kind}", ""]
-            inner = parser_of(name, kind)
-            assert inner is not None, f"{name} {kind} has no help of its own"
-            lines += [inner.description or "", "", *options(inner._actions)]
+    for name, parser in kinds(tree).items():
+        lines += [f"## {name}", "", parser.description, ""]
+        if COMMANDS[name][0] == TRAINER:
+            lines += ["Its options: [configuration](configuration.md).", ""]
+        elif kinds(parser):
+            for kind, inner in kinds(parser).items():
+                lines += [f"### {name} {kind}", "", inner.description, "", *options(inner._actions)]
+        else:
+            lines += options(parser._actions)
     return "\n".join(lines)
 
 
-def configuration_page() -> str:
+def configuration_page(parser: Any) -> str:
     """The keys of `fit`'s YAML, section by section."""
-    parser = parser_of("fit")
-    assert parser is not None
     lines = [
         "# Configuration of fit",
         "",
@@ -217,14 +172,15 @@ def assemble() -> Path:
     reference.mkdir()
     # Its table of settings is held against the code by a test; bentofile.yaml shows the same page to BentoML's users.
     shutil.copy(ROOT / "src" / "app" / "serve" / "README.md", reference / "server.md")
+    tree = command_tree()
     pages = {
-        "commands": commands_page,
-        "configuration": configuration_page,
-        "families": families_page,
-        "messages": messages_page,
+        "commands": commands_page(tree),
+        "configuration": configuration_page(kinds(tree)["fit"]),
+        "families": families_page(),
+        "messages": messages_page(),
     }
-    for name, make in pages.items():
-        (reference / f"{name}.md").write_text(make() + "\n", encoding="utf-8")
+    for name, text in pages.items():
+        (reference / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return BUILD / "zensical.toml"
 
 
