@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import cast
 
-from torch import Tensor
-
 from app.data.records import Message
 from app.data.tokenize import encode, special_ids
 from app.errors import AppError, ConfigError, DataError, several
@@ -255,7 +253,9 @@ class Engine:
             return
         scores = self._forward.read([row for _, row in rows])
         ending = [request for request, row in rows if row.scored]
-        tokens = self._choose(scores, ending) if ending else []
+        wishes = [self._wish(request, []) for request in ending]
+        histories, draws = [wish.history for wish in wishes], [wish.draw for wish in wishes]
+        tokens = choose(scores, [wish.sampling for wish in wishes], histories, draws) if ending else []
         for request, row in rows:
             request.computed = row.start + len(row.ids)
         for request, token, score in zip(ending, tokens, scores, strict=False):
@@ -312,9 +312,6 @@ class Engine:
                     break
                 token = tokens[place + ahead]
                 score = scores[place + ahead] if scores is not None else None
-                if self._forward.fast and request.sampling.penalised:
-                    assert score is not None
-                    (token,) = self._choose(score[None], [request])
                 agrees = ahead < len(drafted) and token == drafted[ahead]
                 right += agrees
                 if not (request.take(token, score) and agrees):
@@ -325,13 +322,8 @@ class Engine:
 
     def _wish(self, request: Request, drafted: list[int]) -> Wish:
         """How the token after ``drafted`` is chosen, which itself follows those known and under way."""
-        penalties = request.history(drafted) if not self._forward.fast else None
-        return Wish(sampling=request.sampling, history=penalties, draw=request.draw(request.flying + len(drafted)))
-
-    def _choose(self, scores: Tensor, requests: Sequence[Request]) -> list[int]:
-        """The next token of each request, known at once."""
-        histories, draws = [r.history([]) for r in requests], [r.draw(0) for r in requests]
-        return choose(scores, [r.sampling for r in requests], histories, draws)
+        draw = request.draw(request.flying + len(drafted))
+        return Wish(sampling=request.sampling, history=request.history(drafted), draw=draw)
 
     def _release(self) -> None:
         """Finished requests leave; the last running one moves into each slot that falls free."""

@@ -143,12 +143,12 @@ class Forward:
         Args:
             rows: what is written.
             wishes: how to choose after each token, row by row.
-            keep_scores: whether the flight carries the scores.
+            keep_scores: whether the flight carries the scores; needed where there are penalties.
         """
         samplings, draws = [wish.sampling for wish in wishes], [wish.draw for wish in wishes]
         if self._steps is not None:
             places = [place for row in rows for place in _places(row)]
-            return self._steps.write(places, samplings, draws, keep_scores=keep_scores)
+            return _penalised(self._steps.write(places, samplings, draws, keep_scores=keep_scores), wishes)
         scores = self(rows)
         return Flight(torch.tensor(choose(scores, samplings, [wish.history for wish in wishes], draws)), None, scores)
 
@@ -197,6 +197,22 @@ class Forward:
             seen &= keys > positions[..., None] - self._window
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
+
+
+def _penalised(flight: Flight, wishes: Sequence[Wish]) -> Flight:
+    """The flight with the tokens of penalised places chosen anew, which needs all tokens before them."""
+    places = [place for place, wish in enumerate(wishes) if wish.history is not None]
+    if not places:
+        return flight
+    assert flight.scores is not None
+    chosen = [wishes[place] for place in places]
+    histories, draws = [wish.history for wish in chosen], [wish.draw for wish in chosen]
+    tokens = flight.tokens()
+    for place, token in zip(
+        places, choose(flight.scores[places], [wish.sampling for wish in chosen], histories, draws), strict=True
+    ):
+        tokens[place] = token
+    return Flight(torch.tensor(tokens), None, flight.scores)
 
 
 def has_kernels(device: torch.device) -> bool:
