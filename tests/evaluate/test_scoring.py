@@ -1,5 +1,7 @@
 """Likelihoods of given tokens: against whole logits, in any batch, and never more logits than a chunk."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -95,3 +97,12 @@ def test_batches_hold_every_row_once_longest_first_and_within_bounds(lengths: li
     for batch in batches:
         assert len(batch) <= size
         assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= BATCH_TOKENS
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same(session: Session, rows: list[Encoding]) -> None:
+    expected = score(session.causal_lm, rows, pad_id=0)
+    moved = copy.deepcopy(session.causal_lm).to("cuda")
+    for first, second in zip(expected, score(moved, rows, pad_id=0), strict=True):
+        assert first.loss == pytest.approx(second.loss, rel=1e-3)
+        assert first.tokens == second.tokens

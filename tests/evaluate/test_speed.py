@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from app.errors import ConfigError
 from app.evaluate.speed import SpeedReport, bandwidth_limit, prompt_ids, speed_benchmark, weight_bytes
-from app.generate.session import Session
+from app.generate.session import Session, open_base
 from conftest import TinyCheckpoint
 from support.opening import open_plain, open_tuned
 
@@ -82,3 +82,13 @@ def test_options_out_of_range_are_all_named(session: Session) -> None:
 
 def test_the_report_is_plain_data(report: SpeedReport) -> None:
     assert dataclasses.asdict(report)["measurements"][0]["title"] == "time to first token"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_against_its_bandwidth(tiny: TinyCheckpoint) -> None:
+    session = open_base(str(tiny("smollm2")), "smollm2", device="cuda")
+    with Progress(disable=True) as progress:
+        found = speed_benchmark(session, prompt_tokens=20, new_tokens=6, load=2, repeats=2, progress=progress)
+    assert found.peak_memory > 100 * 2**20  # the driver's count: with the CUDA context
+    assert found.device == torch.cuda.get_device_name()
+    assert found.limit is None or 0 < found.limit.fraction < 1

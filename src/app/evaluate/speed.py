@@ -10,6 +10,7 @@ import torch
 from rich.progress import Progress
 
 from app.errors import ConfigError, MachineError, several
+from app.evaluate.device import device_name
 from app.evaluate.general import general_set
 from app.generate.cache import head_shape
 from app.generate.engine import Engine
@@ -143,7 +144,7 @@ def speed_benchmark(
             progress.advance(task)
         del engine  # its cache is freed before the next one is made
     measurements = [_measurement(name, values, new_tokens=new_tokens) for name, values in times.items()]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    name = device_name(device)
     decode = next(each.median for each in measurements if each.name == "decode")
     return SpeedReport(
         device=name,

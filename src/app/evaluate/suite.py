@@ -9,6 +9,7 @@ from rich.progress import Progress
 from app.artifact import Manifest, RunDirectory, write_atomic
 from app.cache import cache_key, content_hash
 from app.evaluate.bootstrap import Estimate
+from app.evaluate.device import device_name
 from app.evaluate.forgetting import forgetting
 from app.evaluate.gate import check_gate, parse_conditions
 from app.evaluate.heldout import Split, choose_split, open_heldout
@@ -101,7 +102,7 @@ def evaluate_run(
             by_length=by_length(plan, journal, seed=manifest.seed),
             forgotten=forgotten,
             gate=check_gate(conditions, values),
-            device=device_name(target.type),
+            device=device_name(target),
         )
     write_report(directory.reports, report)
     write_atomic(directory.reports / SCORES, as_text(scores(manifest, measured, plan.fingerprints)))
@@ -133,17 +134,3 @@ def scores(manifest: Manifest, measured: Sequence[Measured], fingerprints: dict[
         "base": cache_key(base=manifest.base, template=manifest.golden.template_hash),
         "metrics": {each.metric.name: {"groups": each.groups, **each.parts} for each in measured},
     }
-
-
-def device_name(kind: str) -> str:
-    """The processor's name, as its driver or the system gives it."""
-    import platform
-
-    import torch
-
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text("utf-8", "replace").splitlines() if facts.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"CPU {names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
