@@ -96,6 +96,7 @@ class Experiment:
         self, folder: Path, *, base: Path, data: Path, steps: int, every: int, max_length: int, seed: int
     ) -> None:
         self.folder, self.steps, self.every, self.random = folder, steps, every, random.Random(seed)
+        self.step_seconds = 0.0
         self.options = {
             "model": {"base": str(base), "family": "smollm2", "rank": 4, "dropout": 0.05, "optimizer": "adamw"},
             "data": {"path": str(data), "max_length": max_length, "batch_size": 2, "eval_batch_size": 2},
@@ -131,22 +132,27 @@ class Experiment:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
-    def kill_once(self, name: str, step_seconds: float, start_seconds: float) -> str:
-        """Starts the run and kills it: one time in six while it starts, else within some steps of its first."""
+    def kill_once(self, name: str, point: float, start_seconds: float) -> str:
+        """Starts the run and kills it when it comes to ``point``, in steps; one time in six while it still starts."""
         before = len(self.journal(name))
         process = self.start(name)
         if self.random.random() < 1 / 6:
             time.sleep(self.random.uniform(0, start_seconds))
         else:
-            while process.poll() is None and len(self.journal(name)) == before:
+            while process.poll() is None and not self.has_reached(name, before, int(point)):
                 time.sleep(0.01)
-            time.sleep(self.random.uniform(0, 2 * self.every * step_seconds))
+            time.sleep(point % 1 * self.step_seconds)
         if process.poll() is not None:
-            raise SystemExit(f"the run ended before it was killed; train more --steps\n{process.returncode}")
+            raise SystemExit(f"it ended with {process.returncode} before it was killed: {self.folder / name}.log")
         process.kill()
         process.wait()
         new = self.journal(name)[before:]
-        return next((kind for kind in ("validated", "batch", "began") if kind in new[-1]), "") if new else "start"
+        return next(kind for kind in ("validated", "batch", "began") if kind in new[-1]) if new else "start"
+
+    def has_reached(self, name: str, before: int, step: int) -> bool:
+        """Whether the attempt whose journal begins at line ``before`` trains, and has done so many steps."""
+        new = self.journal(name)[before:]
+        return bool(new) and max(entry.get("step", entry.get("began", 0)) for entry in new) >= step
 
 
 def attempts(journal: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -191,17 +197,17 @@ def run(experiment: Experiment, kills: int) -> tuple[list[Kill], dict[str, bool]
     """The undisturbed run, the killed one, and what came of it: each kill, and each claim about the whole."""
     began = time.monotonic()
     experiment.finish("whole")
-    seconds = time.monotonic() - began
     whole = experiment.journal("whole")
     steps = max(entry.get("step", 0) for entry in whole)
     if steps < experiment.steps:
         raise SystemExit(f"the data lasts for {steps} steps only; allow longer rows by --max_length")
+    experiment.step_seconds = (time.monotonic() - began) / (steps + 20)  # to start takes as long as some 20 steps
     moments, reached = [], []
-    for number in range(kills):
-        moments.append(experiment.kill_once("killed", seconds / (steps + 20), 20 * seconds / (steps + 20)))
+    for point in sorted(experiment.random.uniform(0, steps - 2) for _ in range(kills)):
+        moments.append(experiment.kill_once("killed", point, 20 * experiment.step_seconds))
         journal = experiment.journal("killed")
         reached.append((len(journal), max((entry.get("step", 0) for entry in journal), default=0)))
-        print(f"kill {number + 1} of {kills} ({moments[-1]}), step {reached[-1][1]} of {steps}", file=sys.stderr)
+        print(f"kill {len(reached)} of {kills} ({moments[-1]}), step {reached[-1][1]} of {steps}", file=sys.stderr)
     experiment.finish("killed")
 
     truth = {key(entry): entry for entry in whole if "began" not in entry}

@@ -213,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
-        done = "before training began" if stop.step is None else f"after step {stop.step}, which is saved"
+        done = f"after step {stop.step}, which is saved" if stop.step else "before there was anything to save"
         print(f"stopped by {NAMES[stop.signal]} {done}; go on with:\n  {resume_command(argv)}", file=sys.stderr)
         return 128 + stop.signal
     except MisconfigurationException as fault:

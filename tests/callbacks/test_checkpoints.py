@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.cache import content_hash
+from app.callbacks import checkpoints
 from app.callbacks.checkpoint_files import (
     Seal,
     by_value,
@@ -205,4 +207,25 @@ def test_disk_that_fills_does_not_end_training(
     manifest = run.read_manifest()
     assert manifest.status == "finished" and manifest.result["failed_saves"] >= 3
     assert all(fault_of(path) is None for path in run.checkpoints.glob("*.ckpt"))
+    assert undisturbed.is_equal(run)
+
+
+def test_memory_that_runs_out_while_saving(
+    undisturbed: Undisturbed, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: the save is tried again. Twice in a row: it is reported, and training goes on."""
+    tries: list[int] = []
+    real = checkpoints.save_checkpoint
+
+    def short_of_memory(trainer: Trainer, path: Path, value: float | None = None) -> int:
+        tries.append(trainer.global_step)
+        if tries in ([1], [1, 1, 2, 3], [1, 1, 2, 3, 3]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trainer, path, value)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", short_of_memory)
+    fit(*undisturbed.options(run))
+    assert tries == [1, 1, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert "step 3 could not be saved" in caplog.text and "step 2 stays the newest" in caplog.text
+    assert run.read_manifest().result["failed_saves"] == 1
     assert undisturbed.is_equal(run)

@@ -32,7 +32,7 @@ def test_signal_finishes_the_step_and_the_command_it_names_goes_on(
     assert main(["fit", *fault, *options]) == 128 + number
     assert signal.getsignal(number) == before
     said = capfd.readouterr().err
-    assert f"{name}: this step is finished and saved first" in said
+    assert f"{name}: this step or validation is finished and saved first" in said
     assert f"stopped by {name} after step 3, which is saved" in said
     seal = read_seal(find_checkpoint(run, "last"))
     assert seal is not None and seal.step == 3
@@ -50,7 +50,7 @@ def test_signal_before_training_begins_ends_at_once(
     undisturbed: Undisturbed, run: RunDirectory, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *with_callback(tmp_path, "SignalAtStart"), *undisturbed.options(run)]) == 130
-    assert "stopped by ctrl-C before training began" in capfd.readouterr().err
+    assert "stopped by ctrl-C before there was anything to save" in capfd.readouterr().err
     assert not list(run.checkpoints.glob("*.ckpt"))
 
 

@@ -3,6 +3,8 @@
 import logging
 import math
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,7 +132,7 @@ class Checkpoints(Checkpoint):
             raise Stopped(stop, self._saved_step)
 
     def save(self, trainer: Trainer, pl_module: LightningModule, value: float | None = None) -> bool:
-        """Saves this step and prunes older ones; whether that worked.
+        """Saves this step and prunes older ones; whether it can be gone on from.
 
         Args:
             trainer, pl_module: as callbacks get them.
@@ -138,25 +140,23 @@ class Checkpoints(Checkpoint):
         """
         run, step = RunDirectory(trainer.default_root_dir), trainer.global_step
         value = value if value is not None and math.isfinite(value) else None
-        try:
-            self._write(trainer, pl_module, run, value)
-        except (
-            Exception
-        ) as fault:  # Lightning, safetensors and tokenizers each raise kinds of their own for a full disk
-            if not is_out_of_memory(fault):
-                return self._report(run, step, first_line(fault))
-            cause = first_line(fault)
-        else:
-            return True
-        release_memory(pl_module.device)
-        try:
-            self._write(trainer, pl_module, run, value)
-        except Exception as fault:
-            return self._report(run, step, f"{first_line(fault)} (at first: {cause})")
+        fault = failure_of(lambda: self._write(trainer, run, value), pl_module.device)
+        if fault is not None:
+            self.failed_saves += 1
+            self._due_step = step + max(1, self.every // 5)
+            stands = f"step {self._saved_step} stays the newest" if self._saved_step else "there is none yet"
+            log.warning(f"step {step} could not be saved in {run.path}: {fault}; training goes on, {stands}")
+            return False
+        self._saved_step = step
+        self._due_step = (step // self.every + 1) * self.every
+        folders = [run.adapter_last, *([run.adapter] if self.best is None or self.best_step == step else [])]
+        for folder in folders:
+            self._write_adapter(trainer, pl_module, folder)
+        if trainer.is_global_zero:
+            prune(run, keep=self.keep, best=self.keep_best)
         return True
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, run: RunDirectory, value: float | None) -> None:
-        step = trainer.global_step
+    def _write(self, trainer: Trainer, run: RunDirectory, value: float | None) -> None:
         free = shutil.disk_usage(run.path).free
         if free < self._bytes + LOG_BYTES:
             raise OSError(f"{free / 2**20:,.0f} MiB are free, {(self._bytes + LOG_BYTES) / 2**20:,.0f} MiB are needed")
@@ -164,21 +164,13 @@ class Checkpoints(Checkpoint):
         self._metrics = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith(shown)}
         for logger in trainer.loggers:
             logger.save()  # what TensorBoard holds back, up to two minutes of it
-        self._bytes = save_checkpoint(trainer, run.checkpoints / f"step-{step:06d}.ckpt", value) or self._bytes
-        self._saved_step = step
-        self._due_step = (step // self.every + 1) * self.every
-        save_adapter(trainer, pl_module, run.adapter_last)
-        if self.best is None or self.best_step == step:
-            save_adapter(trainer, pl_module, run.adapter)
-        if trainer.is_global_zero:
-            prune(run, keep=self.keep, best=self.keep_best)
+        path = run.checkpoints / f"step-{trainer.global_step:06d}.ckpt"
+        self._bytes = save_checkpoint(trainer, path, value) or self._bytes
 
-    def _report(self, run: RunDirectory, step: int, fault: str) -> bool:
-        self.failed_saves += 1
-        self._due_step = step + max(1, self.every // 5)
-        stands = f"step {self._saved_step} stays the newest" if self._saved_step else "there is none yet"
-        log.warning(f"step {step} could not be saved in {run.path}: {fault}; training goes on, {stands}")
-        return False
+    def _write_adapter(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+        fault = failure_of(lambda: save_adapter(trainer, pl_module, folder), pl_module.device)
+        if fault is not None:
+            log.warning(f"{folder} could not be written: {fault}; the checkpoint of this step holds it")
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = RunDirectory(trainer.default_root_dir)
@@ -191,7 +183,20 @@ class Checkpoints(Checkpoint):
             return
         best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         pl_module.load_state_dict(best, strict=False)
-        save_adapter(trainer, pl_module, run.adapter)
+        self._write_adapter(trainer, pl_module, run.adapter)
+
+
+def failure_of(write: Callable[[], object], device: torch.device, *, again: bool = True) -> str | None:
+    """What kept something from being written; None if nothing did. Out of memory is met by freeing some, once."""
+    try:
+        write()
+    except Exception as fault:  # Lightning, safetensors and tokenizers each raise kinds of their own for a full disk
+        if not (again and is_out_of_memory(fault)):
+            return first_line(fault)
+    else:
+        return None
+    release_memory(device)
+    return failure_of(write, device, again=False)
 
 
 def _is_validated_next(trainer: Trainer) -> bool:

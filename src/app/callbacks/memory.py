@@ -25,6 +25,8 @@ class MemoryMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
         now = read_memory(pl_module.device)
         allocated, reserved = now.allocated, now.reserved
         if pl_module.device.type == "cuda":

@@ -15,7 +15,7 @@ class Stopped(SystemExit):
 
     Attributes:
         signal: which one.
-        step: optimizer steps done and saved; None when training had not begun.
+        step: the newest that is saved; 0 or None when there is none.
     """
 
     def __init__(self, number: signal.Signals, step: int | None) -> None:
@@ -62,5 +62,5 @@ class StopSignals:
         # Written past Python's buffers, which the handler may have interrupted. The first characters put back the
         # cursor that a progress bar has hidden: a second ctrl-C would leave the terminal without one.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        text = f"{cursor}\n{NAMES[self.received]}: this step is finished and saved first; once more ends at once\n"
-        os.write(2, text.encode())
+        said = "this step or validation is finished and saved first; once more ends at once"
+        os.write(2, f"{cursor}\n{NAMES[self.received]}: {said}\n".encode())

@@ -52,7 +52,7 @@ class Throughput(Callback):
         self.samples = 0
         self.seconds = 0.0
         self._since: float | None = None
-        self._window = [0, 0]
+        self._window: list[int | torch.Tensor] = [0, 0]
         self._flops = 0.0
 
     def state_dict(self) -> dict[str, float]:
@@ -77,13 +77,14 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         packed = batch.get("size")
-        size = packed.tolist() if packed is not None else (int(batch["attention_mask"].sum()), len(batch["input_ids"]))
+        # Tensors until the step's end: a number would make the CPU wait for the GPU at every micro-batch.
+        size = packed if packed is not None else (batch["attention_mask"].sum(), len(batch["input_ids"]))
         self._window = [have + more for have, more in zip(self._window, size, strict=True)]
         if trainer.fit_loop._should_accumulate() or self._since is None:
             return
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        tokens, samples = self._window
+        tokens, samples = map(int, self._window)
         self._window = [0, 0]
         self.tokens += tokens
         self.samples += samples
