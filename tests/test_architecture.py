@@ -16,7 +16,7 @@ MODULES = {
 }
 
 LAYERS = (
-    ("app", "app.errors", "app.families", "app.artifact", "app.cache", "app.hub", "app.data.records"),
+    ("app", "app.errors", "app.families", "app.artifact", "app.cache", "app.hub", "app.pages", "app.data.records"),
     ("app.data",),
     (
         *(f"app.data.{name}" for name in ("tokenize", "tokenized", "cache", "pack", "sampler", "preview", "module")),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from app.evaluate.curves import POINTS, read_curves, thin
+from app.evaluate.curves import read_curves
+from app.pages.charts import POINTS, thin
 
 
 def test_a_resumed_run_is_one_curve_and_its_later_values_count(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def figures(name: str, found: "SpeedReport") -> "Table":
     """All measurements with their spread."""
     from rich.table import Table
 
-    from app.evaluate.charts import number as short
+    from app.pages.charts import number as short
 
     table = Table(
         title=f"{name} on {found.device}: {found.prompt_tokens} prompt tokens, {found.new_tokens} new, "

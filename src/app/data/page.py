@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from app.data.charts import bars, histogram, stacked
-from app.data.page_style import STYLE
+from app.pages.style import STYLE
 
 ROWS_SHOWN = 50
 _VERBS = {"reject": "rejected", "repair": "repaired", "warn": "noted"}

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from app.pages.charts import Curve, thin
+
 CURVES = {
     "train/loss": "training loss",
     "val/loss": "validation loss",
@@ -10,14 +12,10 @@ CURVES = {
     "memory/process_gib": "memory, GiB",
 }
 """TensorBoard tag -> what it is."""
-POINTS = 400
-"""The most points kept of a curve: about what a plot's width can show."""
-
-Curve = list[tuple[int, float]]
 
 
 def read_curves(logs: Path) -> dict[str, Curve]:
-    """(step, value) of every curve that was logged, thinned to POINTS; {} where there are no logs.
+    """(step, value) of every curve that was logged, thinned; {} where there are no logs.
 
     A run that was resumed logged some steps twice: the later value counts, as it belongs to the adapter that was kept.
     """
@@ -36,11 +34,3 @@ def read_curves(logs: Path) -> dict[str, Curve]:
     return {
         tag: thin([(step, value) for step, (_, value) in sorted(found[tag].items())]) for tag in CURVES if tag in found
     }
-
-
-def thin(curve: Curve) -> Curve:
-    """At most POINTS of a curve, evenly chosen, first and last kept."""
-    if len(curve) <= POINTS:
-        return curve
-    step = (len(curve) - 1) / (POINTS - 1)
-    return [curve[round(number * step)] for number in range(POINTS)]

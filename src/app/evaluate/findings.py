@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.evaluate.bootstrap import Estimate
-from app.evaluate.curves import Curve
 from app.evaluate.outcome import BeforeAfter
+from app.pages.charts import Curve
 
 Level = Literal["good", "warn", "bad"]
 FORGETS = 0.05

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from app.evaluate.charts import line_chart, number, strips
+from app.evaluate.charts import strips
 from app.evaluate.page_parts import appendix, examples, harness, prompts, speed
 from app.evaluate.page_style import STYLE
+from app.pages.charts import line_chart, number
 
 _MODELS = ("base", "tuned")
 _TONES = {"better": "good", "worse": "bad", "higher": "quiet", "lower": "quiet"}

@@ -6,7 +6,7 @@ from html import escape
 from textwrap import shorten
 from typing import Any
 
-from app.evaluate.charts import number as short
+from app.pages.charts import number as short
 
 _MODELS = ("base", "tuned")
 _LONGEST = 4000

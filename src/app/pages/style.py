@@ -1,4 +1,4 @@
-"""The report page's style sheet: light and dark by the reader's preference, one column on a phone."""
+"""The style sheet of all pages: light and dark by the reader's preference, one column on a phone."""
 
 STYLE = """
 :root{--back:#fbfbfa;--card:#fff;--ink:#1c1f23;--quiet:#626a73;--line:#e3e5e8;--accent:#2f6fb2;--second:#7a5ca8;
@@ -41,8 +41,27 @@ th{font-weight:500;color:var(--quiet)}tr th:first-child{text-align:left}
 th small{display:block;font-weight:400}.wide{width:100%}.left td{text-align:left;overflow-wrap:anywhere}
 .left th{white-space:nowrap}.scroll{overflow-x:auto}.plain{padding-left:18px;color:var(--quiet);margin:10px 0 0}
 details{border-top:1px solid var(--line);padding:8px 0}summary{cursor:pointer}
+h3{font-size:14px;margin:0 0 6px;font-weight:600}
+.card small{display:block}
+code{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.pill{display:inline-block;padding:0 9px;border-radius:99px;border:1px solid;font-size:12.5px;font-weight:600;
+white-space:nowrap;line-height:1.6}
+.pill.good{color:var(--good)}.pill.bad{color:var(--bad)}.pill.warn{color:var(--warn)}.pill.quiet{color:var(--quiet)}
+.plots{display:grid;grid-template-columns:1fr 1fr;gap:22px 26px}
+.plot svg text{font-size:11.5px}
+svg .curve{fill:none;stroke-width:2;stroke-linejoin:round}svg .curve.faint{stroke-width:1;opacity:.35}
+.curve.accent{stroke:var(--accent)}
+.curve.warn{stroke:var(--warn)}svg .knot.accent{fill:var(--accent)}svg .knot.warn{fill:var(--warn)}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px 14px;margin:8px 0 4px}
+.pair h4,.asked h4{margin:0 0 4px;font-size:13px;color:var(--quiet);font-weight:500}
+.said{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,
+monospace;background:var(--back);border:1px solid var(--line);border-radius:8px;padding:9px 11px;max-height:330px;
+overflow-y:auto}
+.facts th{white-space:nowrap}.facts td{text-align:left;overflow-wrap:anywhere}
 footer{color:var(--quiet);font-size:13px;margin-top:20px}
 @media (max-width:560px){main{padding:18px 12px}svg text{font-size:18px}.cards{grid-template-columns:1fr 1fr}
 .bar{grid-template-columns:1fr auto;gap:2px 10px}.bar .track{grid-column:1/-1;order:3}}
+@media (max-width:640px){.plots,.pair{grid-template-columns:1fr}.plot svg text{font-size:14px}
+.facts th{white-space:normal}}
 @media print{section,.card{break-inside:avoid}}
 """
