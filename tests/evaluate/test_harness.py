@@ -18,6 +18,8 @@ from support.opening import open_plain
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
+from lm_eval.models.huggingface import HFLM
+
 from app.evaluate.harness import SessionLM, evaluate_tasks, result_rows
 
 FAMILIES = ("smollm2", "mistral")  # without and with BOS
@@ -62,9 +64,24 @@ def test_loglikelihood_is_that_of_the_whole_logits(session: Session) -> None:
         assert greedy == expected[1]
 
 
+def test_likelihoods_are_those_of_the_harness_own_model(session: Session) -> None:
+    own = HFLM(
+        pretrained=session.causal_lm, tokenizer=session.tokenizer, batch_size=2, add_bos_token=bool(start(session))
+    )
+    ours = SessionLM(session, batch_size=2)
+    pairs = asked(("The quick brown", " fox jumps"), ("A question? ", "Yes"), ("One two", " three four five six"))
+    for mine, theirs in zip(ours.loglikelihood(pairs), own.loglikelihood(pairs, disable_tqdm=True), strict=True):
+        assert mine[0] == pytest.approx(theirs[0], rel=1e-4)
+        assert mine[1] == theirs[1]
+    texts = asked(("She sells sea shells by the sea shore.",), ("One.",))
+    if not start(session):  # where there is a BOS, the harness's own model reads and counts it twice
+        theirs = own.loglikelihood_rolling(texts, disable_tqdm=True)
+        assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs, rel=1e-4)
+
+
 def test_an_empty_context_and_a_greedy_continuation(session: Session) -> None:
     model = SessionLM(session, batch_size=4)
-    prefix = start(session) or [session.tokenizer.convert_tokens_to_ids(session.family.stop_tokens[0])]
+    prefix = [session.tokenizer.bos_token_id]
     ((likelihood, _),) = model.loglikelihood(asked(("", "Hello there")))
     assert likelihood == pytest.approx(by_hand(session, prefix, plain(session, "Hello there"))[0], rel=1e-4)
     assert model.loglikelihood([]) == []
@@ -73,7 +90,7 @@ def test_an_empty_context_and_a_greedy_continuation(session: Session) -> None:
 def test_rolling_likelihood_predicts_each_token_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "She sells sea shells by the sea shore, and the shells she sells are sea shells for sure. " * 2
     ids = plain(session, text)
-    prefix = start(session) or [session.tokenizer.convert_tokens_to_ids(session.family.stop_tokens[0])]
+    prefix = [session.tokenizer.bos_token_id]
     model = SessionLM(session, batch_size=4)
     (whole,) = model.loglikelihood_rolling(asked((text,)))
     assert whole == pytest.approx(by_hand(session, prefix, ids)[0], rel=1e-4)

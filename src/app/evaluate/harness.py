@@ -39,8 +39,8 @@ _MAX_TOKENS = 256
 class SessionLM(LM):  # type: ignore[misc]  # mypy does not follow lm_eval (pyproject.toml)
     """A session as lm-evaluation-harness sees a model.
 
-    Texts are encoded as lm-evaluation-harness's own Hugging Face model does: BOS first where the family has one, and
-    spaces at a context's end counted to the continuation.
+    Texts are encoded as lm-evaluation-harness's own Hugging Face model does (0.4.13): BOS first where the family has
+    one, and spaces at a context's end counted to the continuation. But rolling likelihoods read BOS once, not twice.
 
     Args:
         session: the opened model.
@@ -55,8 +55,9 @@ class SessionLM(LM):  # type: ignore[misc]  # mypy does not follow lm_eval (pypr
         bos = session.family.chat.bos
         ids = special_ids(session.tokenizer, session.family)
         self._bos = [ids[bos]] if bos else []
-        # What the first token is predicted from: BOS, or as lm-evaluation-harness has it the end of another text.
-        self._prefix = ids[bos or session.family.stop_tokens[0]]
+        # What a text's first token is predicted from: the tokenizer's own BOS, also where the format writes none.
+        own = session.tokenizer.bos_token_id
+        self._prefix = ids[session.family.stop_tokens[0]] if own is None else int(own)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, in nats, and whether greedy decoding would write it."""

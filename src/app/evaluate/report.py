@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app import __version__
-from app.artifact import Manifest, RunDirectory
+from app.artifact import Manifest, RunDirectory, write_atomic
 from app.errors import RunError
 from app.evaluate.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 from app.evaluate.curves import read_curves
@@ -21,6 +21,7 @@ from app.evaluate.journal import Journal
 from app.evaluate.measure import MODELS, answered
 from app.evaluate.metric import Metric
 from app.evaluate.outcome import SIGNIFICANT, BeforeAfter
+from app.evaluate.page import page
 from app.evaluate.plan import Plan
 from app.evaluate.rouge import rouge
 
@@ -229,8 +230,5 @@ def as_text(value: Any) -> str:
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Writes report.json and the page of it."""
-    from app.artifact import write_atomic
-    from app.evaluate.page import page
-
     write_atomic(folder / REPORT, as_text(report))
     write_atomic(folder / PAGE, page(report))
