@@ -16,7 +16,7 @@ from app.generate.adapter import LeanAdapter
 from app.generate.cache import CacheBits, SlotCache, plan_context
 from app.generate.decoder import Decoder
 from app.generate.sampling import Sampling, choose
-from app.generate.steps import LARGEST_CHUNK, Flight, Place, Steps
+from app.generate.steps import Flight, Place, Steps, largest_chunk
 from app.kernels.triton_support import triton
 from app.model.accelerate import NotCoveredError
 
@@ -103,7 +103,7 @@ class Forward:
     @property
     def chunk(self) -> int:
         """Tokens of prompts read in one step: enough to keep the processor busy, few enough for answers to go on."""
-        return LARGEST_CHUNK if self.fast else 512
+        return largest_chunk(self._device) if self.fast else 512
 
     @property
     def adapters(self) -> tuple[str, ...]:
