@@ -12,10 +12,11 @@ from app.plan.gpu import present
 from conftest import ROOT
 
 MISTRAL = ["plan", "--config", str(ROOT / "configs" / "mistral.yaml"), "--gpu", "rtx4060-laptop"]
+PLAIN = [*MISTRAL, "--model.kernels", "none"]
 
 
 def test_says_every_part_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(MISTRAL) == 0
+    assert main(PLAIN) == 0
     shown = capsys.readouterr().out
     for text in (
         "weights", "adapters", "gradients", "optimizer", "activations kept", "logits", "CUDA context", "peak", "free",
@@ -24,6 +25,9 @@ def test_says_every_part_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> 
     ):  # fmt: skip
         assert text in shown, text
     assert "\x1b[" not in shown, "no colours where there is no terminal"
+    assert main(MISTRAL) == 0
+    shown = capsys.readouterr().out
+    assert "policy: bf16 kernels, 32 layers: inputs" in shown and "pinned CPU memory" in shown
 
 
 def test_options_of_fit_change_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,14 +42,14 @@ def test_options_of_fit_change_the_plan(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_does_not_fit_exits_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*MISTRAL, "--data.max_length", "8192"]) == 1
+    assert main([*PLAIN, "--data.max_length", "8192"]) == 1
     shown = capsys.readouterr().out
     assert "does not fit" in shown
     length = shown.split("--data.max_length ")[1].split(")")[0]
-    assert main([*MISTRAL, "--quiet", "--data.max_length", length]) == 0
+    assert main([*PLAIN, "--quiet", "--data.max_length", length]) == 0
     capsys.readouterr()
-    assert main([*MISTRAL, "--model.kernels", "fp8", "--model.memory_budget", "4GiB"]) == 1
-    assert "does not fit in 4,096 MiB" in capsys.readouterr().out
+    assert main([*MISTRAL, "--model.kernels", "fp8", "--model.memory_budget", "3GiB"]) == 1
+    assert "does not fit in 3,072 MiB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_the_plain_plan_loads_no_model_library() -> None:
         "print('loaded:', *sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *MISTRAL], capture_output=True, text=True, check=True, cwd=Path(ROOT)
+        [sys.executable, "-c", program, *PLAIN], capture_output=True, text=True, check=True, cwd=Path(ROOT)
     )
     assert not done.stdout.split("loaded:")[1].split()
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from app.errors import MachineError
 from app.families import Family
 from app.plan.cards import find_card
 from app.plan.gpu import Gpu
@@ -80,7 +81,8 @@ def plan_memory(shape: ModelShape, family: Family, options: FitOptions, gpu: Gpu
 def precision_of(model: Mapping[str, Any], gpu: Gpu) -> Precision:
     """Which layers `app.model.accelerate` would choose: the fast ones serve NF4 weights and plain adapters alone."""
     covered = model["quantization"] == "nf4" and not model["dora"] and not model["dropout"]
-    if model["kernels"] == "none" or not covered:
+    sixteen_bits = model["dtype"] != "float32" and (gpu.capability is None or gpu.capability >= (8, 0))
+    if model["kernels"] == "none" or not (covered and sixteen_bits):
         return "plain"
     if model["kernels"] == "fp8":
         return "fp8" if gpu.card is None or gpu.card.fp8 else "plain"
@@ -129,18 +131,37 @@ def _plain(shape: ModelShape, adapted: Sequence[Linear], options: FitOptions) ->
 def _fast(
     shape: ModelShape, adapted: Sequence[Linear], options: FitOptions, gpu: Gpu, precision: Literal["bf16", "fp8"]
 ) -> MemoryPlan:
+    """As `app.model.budget.fit_to_budget`: the embeddings lie in CPU memory, and the head where nothing else fits."""
+    try:
+        return _fast_with(shape, adapted, options, gpu, precision, head_on_host=shape.tied)
+    except MachineError:
+        if shape.tied:
+            raise
+        return _fast_with(shape, adapted, options, gpu, precision, head_on_host=True)
+
+
+def _fast_with(
+    shape: ModelShape,
+    adapted: Sequence[Linear],
+    options: FitOptions,
+    gpu: Gpu,
+    precision: Literal["bf16", "fp8"],
+    *,
+    head_on_host: bool,
+) -> MemoryPlan:
     from app.model.budget import HEAD_BYTES
     from app.model.fast_step import DESKTOP, parse_budget
     from app.plan.fast_layers import fast_plan
 
     model, (rows, length) = options.model, options.micro_batch
     resident = resident_parts(shape, adapted, model)
-    on_host = 2 * shape.vocabulary * shape.width
+    tables = 2 if head_on_host and not shape.tied else 1
+    on_host = tables * 2 * shape.vocabulary * shape.width
     resident[1] = replace(
         resident[1],
-        name="norms" if shape.tied else "head, norms",
+        name="norms" if head_on_host else "head, norms",
         bytes=resident[1].bytes - on_host,
-        note="embeddings, and the head that shares them, lie in CPU memory" if shape.tied else "embeddings: CPU memory",
+        note="embeddings and head: CPU memory" if head_on_host else "embeddings: CPU memory",
     )
     optimizer = resident.pop()
     card = gpu.card or find_card("rtx4060-laptop")

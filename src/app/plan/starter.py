@@ -50,7 +50,7 @@ class Starter:
 
 
 def make_starter(*, family: Family, base: str, data: str, run: str, gpu: Gpu) -> Starter:
-    """A configuration whose planned peak is free on ``gpu``: rows as long as can be, nothing recomputed if that fits.
+    """A configuration whose planned peak is free on ``gpu``: with rows as long as can be.
 
     Args:
         family: of the base.
@@ -65,15 +65,22 @@ def make_starter(*, family: Family, base: str, data: str, run: str, gpu: Gpu) ->
     """
     given = {"model.base": base, "model.family": family.name, "data.path": data, "run": run}
     shape = read_shape(base, family)
+    fault = ""
     for settings in _settings():
         options = read_options([], {**given, **settings})
-        peak = plan_memory(shape, family, options, gpu).peak
-        if MARGIN * peak <= gpu.free:
+        try:
+            memory = plan_memory(shape, family, options, gpu)
+        except MachineError as refused:
+            fault = refused.what
+            continue
+        fault = f"{base} needs {memory.peak / 2**20:,.0f} MiB with rows of {options.data['max_length']} tokens"
+        # The fast layers keep to a budget; the plain ones take what they take.
+        plain = memory.precision == "plain"
+        if memory.peak * (MARGIN if plain else 1) <= gpu.free and (plain or settings["model.gradient_checkpointing"]):
             found = estimate(options, gpu)
             return Starter(text=_text({**given, **settings}, found, family), estimate=found)
     raise MachineError(
-        f"{base} needs {peak / 2**20:,.0f} MiB with rows of {LENGTHS[-1]} tokens; {gpu.name} has "
-        f"{gpu.free / 2**20:,.0f} MiB free",
+        f"{fault}; {gpu.name} has {gpu.free / 2**20:,.0f} MiB free",
         where="--gpu",
         remedy="choose a smaller base model, or close what uses the card",
     )
