@@ -21,6 +21,7 @@ import torch
 
 from app.data.module import SFTDataModule
 from app.families import get_family
+from app.model.lean_lora import lean_adapters
 from app.model.load import load_base, pick_dtype
 from app.model.lora import attach_lora
 from app.model.module import summed_loss
@@ -45,6 +46,7 @@ def plain_step(model: Any) -> Step:
 def our_step(model: Any) -> Step:
     """What QLoRAModule.training_step does on a CPU."""
     causal_lm = model.get_base_model()
+    lean_adapters(causal_lm)
 
     def step(batch: Any) -> torch.Tensor:
         loss, tokens = summed_loss(causal_lm, batch)

@@ -24,6 +24,7 @@ from app.kernels.rms_norm import rms_norm, rms_norm_backward
 from app.kernels.triton_support import triton, use_triton
 from app.model.activation_store import ActivationStore, LayerPlan
 from app.model.fast_layer import FastLayer, Norm, Positions
+from app.model.lean_lora import lean_adapters
 from app.model.varlen_attention import packed_documents, whole_rows
 
 if TYPE_CHECKING:
@@ -69,13 +70,17 @@ def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Accel
     Args:
         causal_lm: a bitsandbytes NF4 model of the Llama, Mistral, Gemma or Phi-3 architecture with peft's layers in it.
         kernels: "none" leaves the model as it is; "bf16" multiplies in the model's own type; "fp8" multiplies with
-            the frozen weights in FP8; "auto" is bf16 on a GPU and none on a CPU, without a word. It is not fp8, where
-            a GPU has that: over three seeds adapters trained so had a held-out perplexity 0.6 to 0.8 % higher
-            (SmolLM2, 100 steps, scripts/bench/curves.py), and half a percent is what speed may cost unasked.
+            the frozen weights in FP8; "auto" is bf16 on a GPU, and on a CPU the plain layers with lean adapters
+            (`app.model.lean_lora`), without a word. It is never fp8: over three seeds adapters trained so had a
+            held-out perplexity 0.6 to 0.8 % higher (SmolLM2, 100 steps, scripts/bench/curves.py), and half a percent
+            is what speed may cost unasked.
     """
     decoder: Any = causal_lm.get_decoder()
     parameter = decoder.norm.weight
-    if kernels == "none" or (kernels == "auto" and parameter.device.type == "cpu"):
+    if kernels == "none":
+        return None
+    if kernels == "auto" and parameter.device.type == "cpu":
+        lean_adapters(causal_lm)
         return None
     try:
         if triton is None or not use_triton(parameter):
