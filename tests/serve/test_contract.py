@@ -15,6 +15,8 @@ from schemathesis import GenerationMode
 
 from support.serving import in_process
 
+pytestmark = pytest.mark.slow
+
 OPERATIONS = (
     ("POST", "/generate"),
     ("POST", "/v1/chat/completions"),
@@ -34,7 +36,7 @@ NOT_EXPRESSIBLE = [schemathesis.checks.positive_data_acceptance]
 @pytest.fixture(scope="module")
 def document(runs: dict[str, Path]) -> Iterator[Any]:
     """The document of a server with a context so short that every answer is soon complete."""
-    with in_process(run=str(runs["helper"]), context=192, slots=4) as (url, _):
+    with in_process(run=str(runs["helper"]), context=128, slots=4) as (url, _):
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
@@ -55,7 +57,7 @@ def test_every_answer_is_in_the_document(document: Any, method: str, path: str, 
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=30,
+        max_examples=25,
         deadline=None,
         derandomize=True,
         database=None,

@@ -13,7 +13,7 @@ from app.serve.requests import ChatRequest, CompletionRequest, GenerateRequest, 
 from app.serve.server import Server
 from app.serve.vocabulary import Vocabulary
 
-_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_STREAM: dict[str, Any] = {"text/event-stream": {}}
 
 
 def generation_routes(server: Server) -> APIRouter:
