@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,8 +26,8 @@ SYNC_BYTES = 1 << 30
 MAKERS = 2
 """Threads that make blobs: one reads while the other computes."""
 
-AHEAD = 16
-"""Blobs made or in the making while one is written: about as many bytes as one write takes."""
+AHEAD = 32 << 20
+"""Bytes made or in the making while others are written; one blob for each maker where blobs are larger."""
 
 Advance = Callable[[int], None]
 
@@ -139,18 +138,22 @@ def publish_folder(target: Path) -> None:
 
 
 def _ahead(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, memoryview]]:
-    """Each blob with its bytes, in order; AHEAD of them are made in other threads while one is written."""
+    """Each blob with its bytes, in order; AHEAD bytes of them are made in other threads while one is written."""
+    rest, coming, under_way = deque(blobs), deque[tuple[Blob, Future[memoryview]]](), 0
     # A blob is too small to be shared out, so that each maker computes in its own thread alone.
     with ThreadPoolExecutor(MAKERS, initializer=torch.set_num_threads, initargs=(1,)) as makers:
-        waiting = iter(blobs)
-        coming: deque[Future[memoryview]] = deque(makers.submit(blob.produce) for blob in islice(waiting, AHEAD))
         try:
-            for blob in blobs:
-                data = coming.popleft().result()
-                coming.extend(makers.submit(following.produce) for following in islice(waiting, 1))
+            while rest or coming:
+                while rest and (len(coming) < MAKERS or under_way + rest[0].nbytes <= AHEAD):
+                    blob = rest.popleft()
+                    under_way += blob.nbytes
+                    coming.append((blob, makers.submit(blob.produce)))
+                blob, future = coming.popleft()
+                data = future.result()
+                under_way -= blob.nbytes
                 yield blob, data
         finally:
-            for future in coming:
+            for _, future in coming:
                 future.cancel()
 
 

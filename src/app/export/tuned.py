@@ -174,8 +174,8 @@ def nf4_rounded(weight: torch.Tensor, *, dtype: torch.dtype, double_quant: bool)
 
 
 def working_memory(tuned: TunedModel) -> int:
-    """Bytes of memory an export needs: what is made ahead, what it is made from, and OVERHEAD."""
-    return (AHEAD + 3 * MAKERS) * 4 * tuned.largest + OVERHEAD
+    """Bytes of memory an export needs: what lies ready, what each maker works with, and OVERHEAD."""
+    return AHEAD + MAKERS * 4 * 4 * tuned.largest + OVERHEAD
 
 
 def require_room(folder: Path, *, disk: int, memory: int) -> None:
