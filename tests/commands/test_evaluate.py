@@ -43,7 +43,8 @@ def test_speed_of_the_run_is_in_its_report(run: RunDirectory, capsys: pytest.Cap
     speed = ["--prompt_tokens", "8", "--new_tokens", "4", "--load", "2", "--repeats", "1", "--device", "cpu"]
     assert main(["benchmark", "--run", str(run.path), *speed]) == 0
     assert main(["evaluate", "--run", str(run.path), *QUICK]) == 0
-    assert "time to first token" in (run.reports / "report.html").read_text()
+    page = (run.reports / "report.html").read_text()
+    assert "time to first token" in page and "peak memory" in page
 
 
 def test_an_interruption_is_one_line_and_the_next_call_goes_on(

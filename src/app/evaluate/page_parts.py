@@ -100,6 +100,7 @@ def speed(found: Mapping[str, Any]) -> str:
         f"<td>{short(each['low'])} to {short(each['high'])}</td></tr>"
         for each in found["measurements"]
     )
+    rows += f"<tr><th>peak memory</th><td>{found['peak_memory'] / 2**30:.2f} GiB</td><td></td></tr>"
     limit = found.get("limit")
     bound = (
         f"<p>Reading all weights once a token at {limit['bandwidth'] / 1e9:,.0f} GB/s would give "
