@@ -75,7 +75,7 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]
         "APP_FAMILY": arguments.family or "",
         "APP_SLOTS": "1" if arguments.curl else str(arguments.slots),
         "APP_QUEUE": str(arguments.queue),
-        "APP_CONTEXT": str(arguments.context),
+        "APP_CONTEXT": "1024" if arguments.curl else str(arguments.context),
         "BENTOML_DO_NOT_TRACK": "True",
     }
     command = [Path(sys.executable).with_name("bentoml"), "serve", ROOT, "--port", str(port)]

@@ -14,6 +14,7 @@ from app.data.tokenize import special_ids
 from app.errors import AppError
 from app.generate.engine import Engine
 from app.generate.request import Chunk, Request
+from app.generate.sampling import Sampling
 from app.generate.session import Session
 from app.serve.api_error import ApiError
 from app.serve.backend import State
@@ -116,14 +117,13 @@ class LocalBackend:
         """The engine's thread."""
         try:
             session = self._load()
-            session.use(None)
             engine = self._new_engine(session)
             self.vocabulary = Vocabulary(session.tokenizer, session.family)
             self.context = engine.context
             self._device = next(session.model.parameters()).device
-            self._stop_ids = frozenset(
-                special_ids(session.tokenizer, session.family)[token] for token in session.family.stop_tokens
-            )
+            stop_ids = special_ids(session.tokenizer, session.family)
+            self._stop_ids = frozenset(stop_ids[token] for token in session.family.stop_tokens)
+            self._warm_up(session, engine)
         except AppError as fault:
             log.error("the model cannot be loaded: %s", fault)
             self.state = "failed"
@@ -155,6 +155,16 @@ class LocalBackend:
             self._flush()
         self._refuse_rest()
         self._flush()
+
+    def _warm_up(self, session: Session, engine: Engine) -> None:
+        """Answers once with each adapter and with the base, so that no client waits for kernels to be compiled.
+
+        The base comes last and stays on.
+        """
+        prompt = [min(self._stop_ids)] * 8
+        for run in (*session.adapters, None):
+            session.use(run)
+            engine.generate([prompt], Sampling(max_tokens=4, ignore_stop=True))
 
     def _new_engine(self, session: Session) -> Engine:
         return Engine(session, slots=self._slots, context=self._asked_context, speculate=self._speculate)
