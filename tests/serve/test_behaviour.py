@@ -272,6 +272,7 @@ def test_prompts_are_logged_only_if_asked_for(
         )
     by_id = {vars(record).get("request_id"): vars(record) for record in caplog.records}
     assert "my secret question" in str(by_id["loud"]) and "my secret question" not in str(by_id["quiet"])
+    assert len(by_id["loud"]["answers"]) == 1 and "answers" not in by_id["quiet"]
     assert by_id["quiet"]["answer_tokens"] == 2 and by_id["quiet"]["status"] == 200
 
 

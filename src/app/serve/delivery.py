@@ -1,6 +1,7 @@
 """Answers on their way to the client: as one JSON object, or as server-sent events; and what ends them early."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -110,9 +111,11 @@ class Delivery(Response):
         if not self._begun:
             await JSONResponse(fault.body(), fault.status, headers=fault.headers)(scope, receive, send)
             return
-        async with asyncio.timeout(_LINGER_S):
-            await self._send(send, [fault.body()])
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # Whoever does not even take this is cut off: an unfinished response closes the connection.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await self._send(send, [fault.body()])
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]

@@ -152,6 +152,8 @@ class Server:
         work.cancel()
         record["answer_tokens"] = work.answer_tokens
         record["finish"] = work.reasons()
+        if self.settings.log_prompts:
+            record["answers"] = ["".join(result.text) for result in work.results]
         if work.first_s is not None:
             record["first_token_s"] = round(work.first_s, 4)
         self.metrics.answer_tokens.labels(work.model).inc(work.answer_tokens)
