@@ -31,6 +31,7 @@ from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
 from app.callbacks.record import RunRecorder
+from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
 from app.commands.options import BriefErrors
@@ -111,6 +112,7 @@ class AppCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(RunPage, "run_page")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 3})
         parser.link_arguments("model.base", "data.base")
         parser.link_arguments("model.family", "data.family")

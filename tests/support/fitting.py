@@ -34,6 +34,7 @@ def arguments(base: Path, data: Path, run: Path, config: Path | None = None, **o
         "trainer__accumulate_grad_batches": 2,
         "validate_every": 2,
         "checkpoints__every": 1,
+        "run_page__max_tokens": 4,
     }
     given = {**defaults, **options}
     pairs = [part for name, value in given.items() for part in (f"--{name.replace('__', '.')}", str(value))]

@@ -129,8 +129,7 @@ class RunRecorder(SaveConfigCallback):
         self._write("finished", trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        ended: Status = "stopped" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
-        self._write("running" if isinstance(exception, RolledBack) else ended, trainer)
+        self._write(status_after(exception), trainer)
 
     def _write(self, status: Status, trainer: Trainer) -> None:
         if self._manifest is None or not trainer.is_global_zero:
@@ -145,6 +144,13 @@ class RunRecorder(SaveConfigCallback):
             RunDirectory(trainer.default_root_dir).write_manifest(self._manifest)
         except OSError as fault:
             log.warning(f"the manifest could not be written: {fault.strerror}; the one before it stands")
+
+
+def status_after(exception: BaseException) -> Status:
+    """What a run is once this was raised in it: one that goes back to an earlier step is running still."""
+    if isinstance(exception, RolledBack):
+        return "running"
+    return "stopped" if isinstance(exception, KeyboardInterrupt | SystemExit) else "failed"
 
 
 def _result(trainer: Trainer) -> dict[str, Any]:

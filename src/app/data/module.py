@@ -1,7 +1,7 @@
 """SFTDataModule: prepared or raw data to batches, for Lightning."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +143,11 @@ class SFTDataModule(LightningDataModule):
         """The text behind every split, read when first asked for."""
         assert self._folder is not None, "setup has not run yet"
         return {name: list(split_conversations(self._folder, name)) for name in SPLITS}
+
+    def stream(self, split: str) -> Iterable[Conversation]:
+        """The conversations of a split in order, read one after the other."""
+        assert self._folder is not None, "setup has not run yet"
+        return split_conversations(self._folder, split)
 
     def collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
         """Rows padded at the end to the longest: input_ids [B, T], attention_mask [B, T], trained [B, T]."""
