@@ -195,6 +195,7 @@ def report(family: str, plan: MemoryPlan, seen: dict[str, Any], *, gpu: bool) ->
         rows += [
             ("activations", sizes["activations kept"] + sizes["work in progress"], peak["allocated"] - resident),
             ("allocator slack", sizes["allocator slack"], peak["reserved"] - peak["allocated"]),
+            # cuBLAS's workspaces, which the plan counts here, are among torch's own: in "activations".
             ("CUDA context", sizes["CUDA context"], peak["process"] - peak["reserved"]),
             ("**peak**", plan.peak, peak["process"]),
         ]

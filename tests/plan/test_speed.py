@@ -11,17 +11,26 @@ MISTRAL = get_family("mistral")
 SHAPE = shape_of(MISTRAL.config, MISTRAL)
 
 
-def speed(gpu: str, precision: Precision, *, length: int = 2048, recomputed: float = 0.2) -> float:
+def speed(
+    gpu: str, precision: Precision, *, length: int = 2048, recomputed: float = 0.2, attention_again: float = 1.0
+) -> float:
     work = step_work(
         SHAPE, rows=1, length=length, trained=length, rank=16, precision=precision, recomputed=recomputed,
-        attention_again=1.0,
+        attention_again=attention_again,
     )  # fmt: skip
     return length / step_seconds(work, find_card(gpu))
 
 
-@pytest.mark.parametrize(("precision", "measured"), [("fp8", 16007), ("bf16", 11333)])
-def test_an_h100_does_what_it_was_measured_to_do(precision: Precision, measured: float) -> None:
-    assert speed("h100", precision) == pytest.approx(measured, rel=0.1)
+@pytest.mark.parametrize(
+    ("precision", "recomputed", "attention_again", "measured"),
+    # As their memory plans were: FP8 kept the MLP's results, bf16 attention's (README, 1 x 2,048 tokens).
+    [("fp8", 0.19, 1.0, 17770), ("bf16", 0.44, 0.0, 12776)],
+)
+def test_an_h100_does_what_it_was_measured_to_do(
+    precision: Precision, recomputed: float, attention_again: float, measured: float
+) -> None:
+    found = speed("h100", precision, recomputed=recomputed, attention_again=attention_again)
+    assert found == pytest.approx(measured, rel=0.1)
 
 
 def test_the_plain_step_of_an_h100_waits_for_python() -> None:
