@@ -168,6 +168,19 @@ def test_a_failed_step_costs_its_requests_and_not_the_server(small: Served, monk
     until(lambda: idle(small.server))
 
 
+def test_a_model_that_fails_every_step_is_given_up(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Engine) -> None:
+        raise RuntimeError("a broken CUDA context, say")
+
+    def use(url: str, server: Server) -> None:
+        monkeypatch.setattr(Engine, "step", fails)
+        statuses = [httpx.post(f"{url}/generate", json=SHORT).status_code for _ in range(4)]
+        assert statuses == [500, 500, 500, 503]
+        assert httpx.get(f"{url}/health").json()["status"] == "failed" and server.gate.taken == 0
+
+    with_server(runs, use)
+
+
 def test_a_failure_in_a_stream_is_its_last_event(small: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Engine.step
     steps = 0

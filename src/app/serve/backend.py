@@ -1,9 +1,8 @@
 """What the routes need of whoever generates: this application's engine, or vLLM."""
 
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from app.serve.job import Job
+from app.serve.job import Done, Job
 from app.serve.vocabulary import Vocabulary
 
 State = Literal["loading", "ready", "failed"]
@@ -25,7 +24,7 @@ class Backend(Protocol):
     def open(self) -> None:
         """Begins to load, and returns at once."""
 
-    def submit(self, job: Job, done: Callable[[], None]) -> None:
+    def submit(self, job: Job, done: Done) -> None:
         """Starts an answer, or queues it; ``done`` is called on the event loop once it no longer takes a place."""
 
     def running(self) -> int:

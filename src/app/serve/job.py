@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.generate.request import FinishReason
@@ -36,6 +36,9 @@ class Piece:
 
 Event = Piece | ApiError
 """A piece, or the failure that ends the answer."""
+
+Done = Callable[[], None]
+"""Called on the event loop once an answer no longer takes a place."""
 
 
 class Job:

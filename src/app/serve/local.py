@@ -18,7 +18,7 @@ from app.generate.sampling import Sampling
 from app.generate.session import Session
 from app.serve.api_error import ApiError
 from app.serve.backend import State
-from app.serve.job import Ending, Event, Job, Piece
+from app.serve.job import Done, Ending, Event, Job, Piece
 from app.serve.metrics import Metrics
 from app.serve.turns import TurnQueue
 from app.serve.vocabulary import Vocabulary
@@ -27,8 +27,6 @@ log = logging.getLogger("app.serve")
 
 _FAILURES = 3
 """Failed steps in a row after which the model is given up: a broken CUDA context fails every step that follows."""
-
-Done = Callable[[], None]
 
 
 class LocalBackend:
@@ -147,11 +145,13 @@ class LocalBackend:
                 log.exception("a step of the engine failed")
                 self._fail_running(ApiError(500, "the model failed on this request", code="model_error"))
                 failures += 1
-                if failures == _FAILURES or not (renewed := self._try_new_engine(session)):
+            if failures:
+                del engine  # and its cache: there may be no room for two
+                renewed = self._try_new_engine(session) if failures < _FAILURES else None
+                if renewed is None:
                     self.state = "failed"
-                    self._stopping = True
-                else:
-                    engine = renewed
+                    break
+                engine = renewed
             self._flush()
         self._refuse_rest()
         self._flush()

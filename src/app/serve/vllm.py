@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import httpx
@@ -23,7 +23,7 @@ from app.generate.sampling import TokenLogprob
 from app.serve.api_error import ApiError
 from app.serve.backend import State
 from app.serve.catalogue import Catalogue
-from app.serve.job import Ending, Job, Piece
+from app.serve.job import Done, Ending, Job, Piece
 from app.serve.metrics import Metrics
 from app.serve.settings import Settings
 from app.serve.vllm_arguments import completion_body, launch_arguments
@@ -34,8 +34,6 @@ log = logging.getLogger("app.serve")
 _POLL_S = 1.0
 _STOP_S = 10.0
 _DATA = "data: "
-
-Done = Callable[[], None]
 
 
 class VllmBackend:
