@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from support.serving import ROOT, bento_server, bentoml_home, until
 
@@ -122,6 +124,29 @@ def test_what_is_wrong_ends_the_start_with_its_name(
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert all(text in done.stderr for text in said)
+
+
+def test_openai_s_client_and_a_real_model(home: dict[str, str], smollm2: Path) -> None:
+    """A base without a run, in a process of its own; test_openai_client.py looks at the details."""
+    settings = {**home, "APP_BASE": str(smollm2), "APP_FAMILY": "smollm2", "APP_CONTEXT": "512"}
+    question = "What is the capital of France?"
+    with bento_server(".", settings) as (url, _, _), OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+        (model,) = client.models.list()
+        asked: dict[str, Any] = {
+            "model": model.id,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 24,
+        }
+        whole = client.chat.completions.create(**asked, logprobs=True)
+        assert model.id == smollm2.name and "France" in str(whole.choices[0].message.content)
+        assert whole.choices[0].finish_reason == "stop" and whole.usage is not None
+        assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.content is not None
+        # All tokens but the one that ends the turn, which is counted and not shown.
+        assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens - 1
+        pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        text = "".join(choice.delta.content or "" for piece in pieces for choice in piece.choices)
+        assert text == whole.choices[0].message.content and pieces[-1].usage == whole.usage
 
 
 def test_a_mixed_load(runs: dict[str, Path], home: dict[str, str]) -> None:
