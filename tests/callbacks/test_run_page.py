@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 

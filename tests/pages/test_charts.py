@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.pages.charts import line_chart, moving_average, nice_ticks, number
+from app.pages.charts import line_chart, moving_average, nice_ticks, number, tick_text
 
 _curves = st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e9, 1e9)), min_size=1, max_size=60).map(
     lambda points: sorted(dict(points).items())
@@ -33,6 +33,11 @@ def test_every_point_lies_within_the_plot(first: list, second: list, noisy: bool
         for point in line.attrib["points"].split():
             x, y = map(float, point.split(","))
             assert 0 <= x <= 420 and 0 <= y <= 230
+
+
+def test_ticks_have_labels_of_their_own() -> None:
+    labels = [tick_text(tick) for tick in nice_ticks([1e-5, 2e-4])]
+    assert labels == ["0", "5e-5", "1e-4", "1.5e-4", "2e-4"]
 
 
 def test_what_is_no_number_is_passed_over() -> None:

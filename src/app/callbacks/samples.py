@@ -42,7 +42,7 @@ class Question:
 
 
 def pick_questions(data: Any, prompts: Sequence[str], count: int) -> list[Question]:
-    """The prompts; without any, the first questions of the validation split, or of the training split where it is empty.
+    """The prompts; without any, the first questions of the validation split (or the training split, were that empty).
 
     Args:
         data: the data module.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from app.artifact import RunDirectory
 from app.commands import run_command
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def evaluate(
     from app.evaluate.report import PAGE
     from app.evaluate.suite import evaluate_run
     from app.evaluate.tracking import track
+    from app.pages.run import update_run_page
 
     console = Console()
     errors = Console(stderr=True)
@@ -90,6 +92,7 @@ def evaluate(
             progress=progress,
         )
     track(run, report, wandb=wandb)
+    update_run_page(RunDirectory(run))
     show(report, console)
     console.print(f"report: {run / 'reports' / PAGE}", soft_wrap=True)
     failed = [result for result in report["gate"] if result["failed"]]

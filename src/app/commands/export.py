@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.artifact import RunDirectory
 from app.commands import run_command
+from app.pages.run import update_run_page
 
 if TYPE_CHECKING:
     from app.export.exporter import Bars, Outcome
@@ -38,6 +40,7 @@ class Export(ABC):
         _require_positive({name: value for name, value in vars(self).items() if type(value) in (int, float)})
         with _bars() as bars:
             outcome = self.write(bars)
+        update_run_page(RunDirectory(self.run))
         return _report(outcome)
 
     @abstractmethod

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-_WIDTH, _HEIGHT = 420, 230
+_NARROW, _WIDE, _HEIGHT = 420, 860, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 30
 _FEW = 30
 
@@ -27,7 +27,7 @@ def number(value: float | None, *, share: bool = False) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.2f}" if size >= 0.1 or value == 0 else f"{value:.2g}"
 
 
-def line_chart(title: str, curves: Mapping[str, Curve], *, unit: str, noisy: bool = False) -> str:
+def line_chart(title: str, curves: Mapping[str, Curve], *, unit: str, noisy: bool = False, wide: bool = False) -> str:
     """Values over optimizer steps; curves of few points have them marked.
 
     Args:
@@ -35,6 +35,7 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, unit: str, noisy: boo
         curves: name -> (step, value), at most two; values that are no numbers are passed over.
         unit: of the values, for the reader's tooltip.
         noisy: draw a moving average over curves of many points, and the points themselves faintly.
+        wide: over the whole of a page's column instead of half of it.
     """
     shown = {name: [(x, y) for x, y in curve if y is not None and math.isfinite(y)] for name, curve in curves.items()}
     shown = {name: curve for name, curve in shown.items() if curve}
@@ -44,16 +45,17 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, unit: str, noisy: boo
     first, last = min(steps), max(max(steps), min(steps) + 1)
     ticks = nice_ticks([y for curve in shown.values() for _, y in curve])
     low, high = ticks[0], ticks[-1]
+    width = _WIDE if wide else _NARROW
 
     def at(x: float, y: float) -> str:
-        across = _LEFT + (_WIDTH - _LEFT - _RIGHT) * (x - first) / (last - first)
+        across = _LEFT + (width - _LEFT - _RIGHT) * (x - first) / (last - first)
         down = _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (y - low) / (high - low))
         return f"{across:.1f},{down:.1f}"
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)} over training steps">']
+    parts = [f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{escape(title)} over training steps">']
     for tick in ticks:
         height = at(first, tick).split(",")[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{height}" y2="{height}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{float(height) + 4:.1f}" text-anchor="end">{tick_text(tick)}</text>')
     for share, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
         step = first + (last - first) * share
@@ -112,4 +114,4 @@ def tick_text(value: float) -> str:
     size = abs(value)
     if size >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < size < 0.001 else f"{value:.6g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if 0 < size < 0.001 else f"{value:.6g}"

@@ -174,5 +174,8 @@ def _plots(metrics: Sequence[Row]) -> str:
         line_chart(title, {name: thin(curve(metrics, each)) for name, each in curves.items()}, unit=unit, noisy=noisy)
         for title, curves, unit, noisy in PLOTS
     )
-    wide = line_chart("Loss, nats per trained token", loss, unit="nats", noisy=True)
-    return f'<div class="wide-plot">{wide}</div><div class="plots">{rest}</div>'
+    # A plot that is shrunk to a phone's width has letters too small to read: each width has its own.
+    large, small = (
+        line_chart("Loss, nats per trained token", loss, unit="nats", noisy=True, wide=wide) for wide in (True, False)
+    )
+    return f'<div class="wide-plot">{large}</div><div class="narrow-plot">{small}</div><div class="plots">{rest}</div>'

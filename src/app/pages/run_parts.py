@@ -15,14 +15,17 @@ a{color:var(--accent);text-underline-offset:2px}
 .told{margin-left:6px}
 .progress{height:8px;border-radius:99px;background:var(--line);overflow:hidden;margin:12px 0}
 .progress span{display:block;height:100%;background:var(--accent);border-radius:99px}
-.wide-plot{margin-bottom:22px}.wide-plot .plot svg{max-height:340px}
+.wide-plot,.narrow-plot{margin-bottom:22px}.narrow-plot{display:none}
 .asked{padding:14px 0 6px;border-top:1px solid var(--line)}.asked:first-of-type{border-top:0;padding-top:0}
 .asked>p{font-weight:600;margin:0 0 8px;white-space:pre-wrap;overflow-wrap:anywhere}
-.asked .said{max-height:220px}.asked details{border:0;padding:4px 0 0}
+.asked .said{max-height:220px}.asked details{border:0;padding:4px 0 0;display:inline-block;margin-right:18px}
+.asked details[open]{display:block}.asked summary{color:var(--quiet);font-size:13px}
+.asked details h4{color:var(--quiet);font-size:13px;font-weight:500;margin:8px 0 4px}
 .links{list-style:none;margin:0;padding:0;display:grid;gap:8px}.links code{overflow-wrap:anywhere}
 .links span{color:var(--quiet)}
 details{overflow-wrap:anywhere}
-@media (max-width:640px){.facts th,.facts td{display:block;border:0;padding:1px 0}
+@media (max-width:640px){.wide-plot{display:none}.narrow-plot{display:block}
+.facts th,.facts td{display:block;border:0;padding:1px 0}
 .facts tr{display:block;border-bottom:1px solid var(--line);padding:5px 0}}
 """
 )
@@ -73,7 +76,7 @@ def files(run: RunDirectory) -> str:
         (path for path in run.reports.glob("*") if path.suffix in (".html", ".md")),
         key=lambda path: (path.suffix, path.name),
     )
-    items = [_link(f"reports/{path.name}", "") for path in reports]
+    items = [_link(f"reports/{path.name}", _about(path.stem)) for path in reports]
     exports = sorted(path for path in (run.path / "export").glob("*") if not path.name.startswith("."))
     items += [_link(f"export/{path.name}", "an export") for path in exports]
     items += [_link(name, note) for name, note in FILES if (run.path / name).exists()]
@@ -89,6 +92,12 @@ def files(run: RunDirectory) -> str:
         if not (run.path / path).exists()
     ]
     return f'<ul class="links">{"".join(items)}</ul>'
+
+
+def _about(report: str) -> str:
+    if report.startswith("export-"):
+        return "is the export the same model?"
+    return "base against tuned, on rows held out" if report == "report" else ""
 
 
 def _link(path: str, note: str) -> str:
