@@ -70,6 +70,7 @@ def evaluate(
         Console().print(harness_table(run, results))
         return 0
 
+    from app.card import write_adapter_card
     from app.evaluate.report import PAGE
     from app.evaluate.suite import evaluate_run
     from app.evaluate.tracking import track
@@ -92,7 +93,9 @@ def evaluate(
             progress=progress,
         )
     track(run, report, wandb=wandb)
-    update_run_page(RunDirectory(run))
+    directory = RunDirectory(run)
+    write_adapter_card(directory, directory.adapter)
+    update_run_page(directory)
     show(report, console)
     console.print(f"report: {run / 'reports' / PAGE}", soft_wrap=True)
     failed = [result for result in report["gate"] if result["failed"]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from app.artifact import RunDirectory
 from app.commands import run_command
@@ -200,12 +200,41 @@ class Bento(Export):
         return outcome
 
 
-KINDS: dict[str, type[Export]] = {
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Uploads the adapter, or what an earlier export wrote, to the hub, with its model card.
+
+    The token is the one of `hf auth login` or of HF_TOKEN; HF_ENDPOINT names another hub.
+
+    Args:
+        run: the run directory.
+        repo: where to: organisation/name or user/name. It is made if there is none.
+        what: the adapter, or the result of an `export` of that kind.
+        private: whether a repository that is made is private; one that exists stays what it is.
+        message: of the commit.
+    """
+
+    run: Path
+    repo: str
+    what: Literal["adapter", "merged", "gguf", "lora-gguf"] = "adapter"
+    private: bool = True
+    message: str = "Upload"
+
+    def __call__(self) -> int:
+        """Uploads; returns the exit status."""
+        from app.export.push import push
+
+        print(push(self.run, self.repo, what=self.what, private=self.private, message=self.message))
+        return 0
+
+
+KINDS: dict[str, type[Export] | type[Push]] = {
     "merged": Merged,
     "gguf": Gguf,
     "lora-gguf": LoraGguf,
     "ollama": Ollama,
     "bento": Bento,
+    "push": Push,
 }
 
 
