@@ -34,12 +34,13 @@ from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
-from app.commands.options import BriefErrors
+from app.commands.options import BriefErrors, add_quiet
 from app.data.module import SFTDataModule
 from app.errors import AppError, RunError, first_line
 from app.model.ladder import is_out_of_memory
 from app.model.load import pick_device
 from app.model.module import QLoRAModule
+from app.terminal import quieted
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class AppCLI(LightningCLI):
             default=50,
             help="Optimizer steps between validations; the end of training is always validated.",
         )
+        add_quiet(parser, stays="where the run is (fit), the losses (validate, test)")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -124,6 +126,7 @@ class AppCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
+        self._held.enter_context(quieted(config.quiet))
         if config.trainer.accelerator in ("gpu", "cuda"):
             pick_device("cuda", where="--trainer.accelerator")
         run = RunDirectory(config.run)
@@ -229,7 +232,9 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"error: out of memory: {first_line(fault)}\n  remedy: {remedy}", file=sys.stderr)
         return 2
-    if cli.subcommand == "fit":
+    if cli.subcommand == "fit" and cli.config.fit.quiet:
+        print(f"run {cli.trainer.default_root_dir}")
+    elif cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:
         metrics = cli.trainer.callback_metrics.items()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from app.artifact import RunDirectory
 from app.commands import run_command
 from app.pages.run import update_run_page
+from app.terminal import is_quiet, progress_bars
 
 if TYPE_CHECKING:
     from app.export.exporter import Bars, Outcome
@@ -252,7 +253,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: cannot export {kind!r}{hint}\n  remedy: use one of {', '.join(KINDS)}", file=sys.stderr)
         return 2
     try:
-        return run_command(KINDS[kind], argv[1:], name=f"export {kind}")
+        return run_command(
+            KINDS[kind], argv[1:], name=f"export {kind}", stays="what was written, and what is not the same model"
+        )
     except KeyboardInterrupt:
         print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -268,13 +271,8 @@ def _require_positive(values: Mapping[str, float]) -> None:
 
 @contextmanager
 def _bars() -> "Iterator[Bars]":
-    """Progress bars on a terminal, silence elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    """A bar for each step of the work."""
+    with progress_bars() as progress:
 
         def bar(title: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(title, total=total)
@@ -289,6 +287,8 @@ def _bars() -> "Iterator[Bars]":
 
 def _report(outcome: "Outcome") -> int:
     for verdict in outcome.verdicts:
+        if verdict.passed and is_quiet():
+            continue
         near = verdict.twin or verdict.run
         word = "same model" if verdict.passed else "NOT THE SAME MODEL"
         texts = verdict.tokenizer
@@ -301,6 +301,8 @@ def _report(outcome: "Outcome") -> int:
             print(f"  - {fault}")
     for path in outcome.paths:
         print(f"wrote {path}")
+    if is_quiet():
+        return 0 if outcome.passed else 1
     if outcome.report:
         print(f"report: {outcome.report}")
     else:
