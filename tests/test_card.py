@@ -18,7 +18,11 @@ from support.fitting import arguments, fit, write_csv
 def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("card")
     run = RunDirectory(folder / "sums")
-    fit(*arguments(tiny("smollm2"), write_csv(folder / "q.csv"), run.path, model__family="smollm2"))
+    fit(
+        *arguments(
+            tiny("smollm2"), write_csv(folder / "q.csv"), run.path, model__family="smollm2", trainer__max_steps=2
+        )
+    )
     return run
 
 

@@ -104,13 +104,13 @@ def hub() -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(value)
 
-        def do_GET(self) -> None:  # noqa: N802  # the names are the library's
+        def do_GET(self) -> None:  # the names are the library's
             self.respond()
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             self.respond()
 
-        def do_PUT(self) -> None:  # noqa: N802
+        def do_PUT(self) -> None:
             self.respond()
 
         def log_message(self, format: str, *args: object) -> None:
