@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -151,7 +151,11 @@ class AppCLI(LightningCLI):
             kwargs["logger"] = self._loggers(run, config.wandb)
         else:
             kwargs["logger"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # LightningCLI puts callbacks with a section before the others; the page shows what those have logged.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer.__init__
+        callbacks.sort(key=lambda callback: isinstance(callback, RunPage) + 2 * isinstance(callback, Checkpoint))
+        return trainer
 
     def _where_to_begin(self, run: RunDirectory) -> Path | None:
         """The checkpoint to go on from; None to begin anew."""
