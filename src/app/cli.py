@@ -75,9 +75,9 @@ class AppCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {name: {"model", "dataloaders", "datamodule"} for name in ("fit", "validate", "test")} | {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
-        }
+        measuring = {"model", "dataloaders", "datamodule", "verbose"}
+        training = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {"fit": training, "validate": measuring, "test": measuring}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -194,8 +194,9 @@ class AppCLI(LightningCLI):
         return loggers
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Checkpoints are read with ``weights_only``: nothing is unpickled."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        """Checkpoints are read with ``weights_only``: nothing is unpickled. Lightning prints no table."""
+        silent = {} if subcommand == "fit" else {"verbose": False}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **silent}
 
 
 def default_callbacks() -> list[Callback]:
