@@ -80,8 +80,14 @@ def shown_by(*arguments: str) -> str:
 
 
 def test_all_of_a_training_shows_how_far_it_is(
-    tiny: TinyCheckpoint, csv: Path, tmp_path: Path, colourful: None, capsys: pytest.CaptureFixture[str]
+    tiny: TinyCheckpoint,
+    csv: Path,
+    tmp_path: Path,
+    colourful: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("APP_CACHE", str(tmp_path / "cache"))  # what another test has prepared takes no time
     options = arguments(tiny("smollm2"), csv, tmp_path / "run", model__family="smollm2", trainer__max_steps=2)
     shown = shown_by("fit", *options)
     for stage in ("read and check", "tokenise train", "Loading weights", "preflight", "train  ", "validate  "):
