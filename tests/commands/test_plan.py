@@ -92,7 +92,7 @@ def test_the_plain_plan_loads_no_model_library() -> None:
     assert not done.stdout.split("loaded:")[1].split()
 
 
-def test_dotted_options_become_changes() -> None:
-    assert fit_options(["--config", "a", "--model.rank", "8", "--gpu=x", "--data.path=p"]) == [
-        "--config", "a", "--change", "model.rank=8", "--gpu=x", "--change", "data.path=p",
+def test_options_of_fit_become_changes() -> None:
+    assert fit_options(["--config", "a", "--model.rank", "8", "--gpu=x", "--data.path=p", "--run", "runs/a"]) == [
+        "--config", "a", "--change", "model.rank=8", "--gpu=x", "--change", "data.path=p", "--change", "run=runs/a",
     ]  # fmt: skip

@@ -252,3 +252,10 @@ def test_what_prepare_wrote_is_checked_as_a_whole(tmp_path: Path) -> None:
         train.write(test)
     value = prepare([str(tmp_path / "out")], None).value
     assert finding(value, "duplicate")["rows_found"] == test.count("\n") > 0 and not value["fit"]
+
+
+def test_answers_of_one_length_are_noted_once_each(tmp_path: Path) -> None:
+    rows = [{"question": f"What is number {n}?", "answer": f"It is {n:03} {'and more ' * 12}so"} for n in range(60)]
+    value = prepare([str(write_csv(tmp_path / "a.csv", rows))], None).value
+    counts = {finding["kind"]: finding["rows_found"] for finding in value["findings"]}
+    assert counts["same-length"] == 60 and max(counts.values()) == 60, counts

@@ -160,13 +160,13 @@ def duration(seconds: float) -> str:
 
 
 def fit_options(argv: Sequence[str]) -> list[str]:
-    """The arguments with ``--model.rank 8`` and ``--model.rank=8`` turned into ``--change model.rank=8``."""
+    """The arguments with fit's own (``--model.rank 8``, ``--run=runs/a``) turned into ``--change model.rank=8``."""
     out: list[str] = []
     left = list(argv)
     while left:
         argument = left.pop(0)
         name, equals, value = argument.partition("=")
-        if not (name.startswith("--") and "." in name):
+        if not (name.startswith("--") and ("." in name or name == "--run")):
             out.append(argument)
             continue
         if not equals and left:

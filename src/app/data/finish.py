@@ -168,7 +168,7 @@ def _note_equal_lengths(numbers: NDArray[Any], among: NDArray[np.bool_], where: 
     for row in rows.tolist():
         file, line = where(row)
         detail = f"{longest} characters, exactly as {len(rows) - 1} others, and none is longer"
-        findings.add("cut-off", file=file, line=line, detail=detail)
+        findings.add("same-length", file=file, line=line, detail=detail)
 
 
 def _write(

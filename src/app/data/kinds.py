@@ -58,6 +58,7 @@ KINDS: Mapping[str, Kind] = {
     "shortened": _repair("shortened to --max_length", "raise --max_length, or split the text"),
     "cut-off": _warn("the answer seems cut off in the middle", "look for a length limit where the data was exported"),
     # The set as a whole
+    "same-length": _warn("many answers are equally long", "look for a length limit where the data was exported"),
     "duplicate": _reject("the same sample again", "delete the copies"),
     "near-duplicate": _warn("nearly the same as another sample", "keep one; --drop near-duplicate does"),
     "contradiction": _warn("the same question with another answer", "decide which is right; --drop contradiction"),
