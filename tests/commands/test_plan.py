@@ -15,6 +15,12 @@ MISTRAL = ["plan", "--config", str(ROOT / "configs" / "mistral.yaml"), "--gpu", 
 PLAIN = [*MISTRAL, "--model.kernels", "none"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own: data that was prepared in the checkout would be counted."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_says_every_part_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(PLAIN) == 0
     shown = capsys.readouterr().out
