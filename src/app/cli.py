@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from app.artifact import RunDirectory
 from app.callbacks.checkpoint_files import STEP_FILES, clear, find_checkpoint, tidy
@@ -30,6 +31,7 @@ from app.callbacks.memory import MemoryMonitor
 from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
+from app.callbacks.ranks import Ranks, gone_message, rank_is_gone
 from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
@@ -129,7 +131,7 @@ class AppCLI(LightningCLI):
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
-            if not self._goes_on and os.environ.get("LOCAL_RANK", "0") == "0":  # the others are its own processes
+            if not self._goes_on and rank_zero_only.rank == 0:
                 self._held.enter_context(run.locked())
                 tidy(run)
             self._checkpoint = self._where_to_begin(run)
@@ -165,7 +167,8 @@ class AppCLI(LightningCLI):
                 remedy="go on with it by --resume auto (or --ckpt_path last), choose another --run, or start afresh "
                 "with --overwrite true",
             )
-        clear(run)
+        if rank_zero_only.rank == 0:
+            clear(run)
         return None
 
     def before_fit(self) -> None:
@@ -191,7 +194,7 @@ class AppCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
 
-def default_callbacks() -> list[Callback]:
+def default_callbacks(argv: Sequence[str]) -> list[Callback]:
     """What every run has; early stopping and checkpoints, which have options, are added by AppCLI."""
     return [
         FirstBatchCheck(),
@@ -201,6 +204,7 @@ def default_callbacks() -> list[Callback]:
         LearningRateMonitor(logging_interval="step"),
         FinalValidation(),
         RandomState(),
+        Ranks(how_to_go_on(argv)),
         TrainingProgress(),
     ]
 
@@ -212,9 +216,11 @@ def main(argv: Sequence[str]) -> int:
         with stopping_at_once(), ExitStack() as held:
             cli = run_attempts(argv, held)
     except AppError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"{rank_name()}error: {fault}", file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
+        if rank_zero_only.rank:
+            return 0  # rank 0 says it, and Lightning would kill it for another status
         done = f"after step {stop.step}, which is saved" if stop.step else "before there was anything to save"
         print(f"stopped by {NAMES[stop.signal]} {done}; go on with:\n  {resume_command(argv)}", file=sys.stderr)
         return 128 + stop.signal
@@ -222,6 +228,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
         return 2
     except Exception as fault:
+        if rank_is_gone(fault):
+            if rank_zero_only.rank == 0:
+                print(f"error: {gone_message(how_to_go_on(argv))}", file=sys.stderr)
+            return 2
         if not is_out_of_memory(fault):
             raise
         remedy = (
@@ -229,6 +239,8 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"error: out of memory: {first_line(fault)}\n  remedy: {remedy}", file=sys.stderr)
         return 2
+    if rank_zero_only.rank:
+        return 0
     if cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:
@@ -248,7 +260,7 @@ def run_attempts(argv: Sequence[str], held: ExitStack) -> AppCLI:
                 args=list(argv),
                 save_config_callback=RunRecorder,
                 seed_everything_default=42,
-                trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
+                trainer_defaults={**DEFAULTS, "callbacks": default_callbacks(argv)},
                 parser_kwargs={"prog": "python -m app"},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
@@ -274,6 +286,16 @@ def resume_command(argv: Sequence[str]) -> str:
     return f"python -m app {shlex.join(kept)} --resume auto"
 
 
+def rank_name() -> str:
+    """Before the messages of every process but the first."""
+    return f"rank {rank_zero_only.rank}: " if rank_zero_only.rank else ""
+
+
+def how_to_go_on(argv: Sequence[str]) -> str:
+    """After another rank's end."""
+    return f"see what it said last (killed? out of memory?), then go on with:\n  {resume_command(argv)}"
+
+
 def report(run: RunDirectory) -> None:
     """What a finished fit says last: how good, how fast, where, and what to do next."""
     manifest = run.read_manifest()
@@ -294,13 +316,13 @@ def report(run: RunDirectory) -> None:
 
 def quieten() -> None:
     """Silences what Lightning and its friends say that a user can do nothing about; our own lines are plain."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("app").setLevel(logging.INFO)
+    logging.basicConfig(format=f"{rank_name()}%(message)s", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.WARNING if rank_zero_only.rank else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec"):
+    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec", "sync_dist"):
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
