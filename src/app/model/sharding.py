@@ -22,6 +22,7 @@ class FrozenShards(FSDPStrategy):
         return True
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import FullyShardedDataParallel
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
         module: Any = model
@@ -33,9 +34,18 @@ class FrozenShards(FSDPStrategy):
             state = getattr(each, "quant_state", None)
             if state is not None:
                 state.to(self.root_device)  # scales and tables are no parameters: every rank has them all
-        self.kwargs["auto_wrap_policy"] = partial(transformer_auto_wrap_policy, transformer_layer_cls=layers)
-        self.kwargs["ignored_states"] = adapters
-        return super()._setup_model(model)
+        # Lightning's own would name the device by its index, which a CPU does not have.
+        shards = FullyShardedDataParallel(
+            model,
+            auto_wrap_policy=partial(transformer_auto_wrap_policy, transformer_layer_cls=layers),
+            ignored_states=adapters,
+            device_id=self.root_device,
+            sharding_strategy=self.sharding_strategy,
+            cpu_offload=self.cpu_offload,
+            **self.kwargs,
+        )
+        module.mean_loss.to(self.root_device)
+        return shards
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The adapters, under the names they have without shards."""
