@@ -37,9 +37,6 @@ class Preflight(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         device = module.device
         did = []
-        if module.sharded:  # its layers are whole only inside Lightning's own steps
-            self._save(trainer)
-            return
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             training = trainer.strategy.batch_to_device(data.longest_batch("train"))
             with trainer.precision_plugin.train_step_context():

@@ -107,7 +107,6 @@ def load_base(
     double_quant: bool = True,
     attention: Attention = "auto",
     trainable: bool = False,
-    sharded: bool = False,
 ) -> "PreTrainedModel":
     """The base model on its device, frozen, every linear layer but the head in NF4 (QLoRA, arXiv 2305.14314).
 
@@ -124,7 +123,6 @@ def load_base(
         attention: "auto" is varlen (`app.model.varlen_attention`) to train on a GPU in 16 bits, SDPA to generate there,
             and eager on a CPU, where it was faster at short rows (2026-11).
         trainable: whether gradients will flow through it; turns off what trains wrongly (see below).
-        sharded: whether it will be; 4-bit weights are then stored in the arithmetic's type, as FSDP's flat parameters.
 
     Raises:
         ModelError: the checkpoint cannot be had, is damaged, or is of another family.
@@ -144,14 +142,12 @@ def load_base(
     stored: Path | None = None
     if quantization == "nf4":
         require_bitsandbytes(device)
-        storage = dtype if sharded else torch.uint8
-        stored = nf4_folder(base, config, device=device, dtype=dtype, double_quant=double_quant, storage=storage)
+        stored = nf4_folder(base, config, device=device, dtype=dtype, double_quant=double_quant)
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=double_quant,
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=storage,
         )
     if attention == "auto":
         varlen = trainable and dtype.itemsize == 2 and has_flash(device)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from app.artifact import Adaptation, BaseModel
-from app.errors import require_ranges
+from app.errors import ConfigError, require_ranges
 from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.accelerate import Acceleration, Kernels, accelerate
@@ -21,7 +22,6 @@ from app.model.fast_step import parse_budget
 from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
-from app.model.sharding import FrozenShards, plain_name
 from app.model.passes import Passes, enable_recomputation
 from app.model.varlen_attention import NAME as VARLEN
 from app.model.varlen_attention import packed_documents
@@ -180,6 +180,12 @@ class QLoRAModule(LightningModule):
         if self.model is not None:
             return
         strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigError(
+                f"QLoRA does not train under {type(strategy).__name__}: it would cut 4-bit weights into pieces",
+                where="trainer.strategy",
+                remedy="use --config configs/strategy/ddp.yaml, or leave the strategy out for one device",
+            )
         device = strategy.root_device
         # What an earlier attempt of this run has changed is known to rank 0, which wrote it down.
         self.adaptations[:] = strategy.broadcast(self.adaptations)
@@ -188,14 +194,13 @@ class QLoRAModule(LightningModule):
         base = load_base(
             self.base,
             self.family,
-            device=torch.device("cpu") if self.sharded else device,  # whole it may not fit a GPU
+            device=device,
             dtype=pick_dtype(self.dtype_name, device),
             revision=self.revision,
             quantization=self.quantization,
             double_quant=self.double_quant,
             attention=self.attention,
             trainable=True,
-            sharded=self.sharded,
         )
         if self.trainer.local_rank == 0 and self.trainer.world_size > 1:
             strategy.barrier("the first rank has stored the model in 4 bits")
@@ -213,11 +218,6 @@ class QLoRAModule(LightningModule):
             enable_recomputation(self.model, dropout=self.dropout > 0)
         # from_pretrained leaves eval mode, in which gradient checkpointing is silently off.
         self.model.train()
-
-    @property
-    def sharded(self) -> bool:
-        """Whether each rank holds a part of the base alone."""
-        return isinstance(self.trainer.strategy, FrozenShards)
 
     @property
     def peft_model(self) -> "PeftModel":
@@ -245,7 +245,7 @@ class QLoRAModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
-        self.acceleration = None if self.sharded else accelerate(self.causal_lm, self.kernels)
+        self.acceleration = accelerate(self.causal_lm, self.kernels)
         self.passes = Passes(
             self.peft_model,
             summed_loss,
@@ -264,43 +264,18 @@ class QLoRAModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.passes is not None, "on_fit_start has not run yet"
-        if self.sharded:  # whose layers are gathered while Lightning runs the step, and again in its backward pass
-            loss, tokens = summed_loss(self.causal_lm, batch)
-            self.passes.window.count(loss.detach(), tokens)
-            return loss
         self.passes.window.add(batch)
         return torch.as_tensor(self.passes.window.loss)  # so that Lightning sees a loss; nothing is done with it
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """``training_step`` has made the gradients; at a window's end those of all ranks are averaged."""
         assert self.passes is not None
-        strategy, window = self.trainer.strategy, self.passes.window
-        if self.sharded:
-            super().backward(loss, *args, **kwargs)
-        if self.trainer.world_size == 1 or self.trainer.fit_loop._should_accumulate():
-            return
-        if self.sharded:
-            window.average(strategy)
-        else:
-            self.passes.agree(strategy)
-            window.hand_to_ranks()
+        if self.trainer.world_size > 1 and not self.trainer.fit_loop._should_accumulate():
+            self.passes.agree(self.trainer.strategy)
+            self.passes.window.hand_to_ranks()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls it between ``training_step``, which makes gradients, and ``backward``."""
-        if self.sharded:
-            optimizer.zero_grad(set_to_none=True)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """As Lightning does it; for shards it refuses, not knowing that what is trained is whole on every rank."""
-        if self.sharded and gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], gradient_clip_val)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the window's gradient sum into the gradient of its mean loss per trained token.
@@ -340,8 +315,7 @@ class QLoRAModule(LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        alone = self.passes is None or self.sharded  # a rank that tried again would gather layers alone
-        evaluate = partial(summed_loss, self.causal_lm) if alone else self.passes.evaluate
+        evaluate = partial(summed_loss, self.causal_lm) if self.passes is None else self.passes.evaluate
         loss, tokens = evaluate(batch)
         if tokens > 0:
             self.mean_loss.update(loss / tokens, weight=tokens)
@@ -376,4 +350,4 @@ class QLoRAModule(LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The trainable parameters alone: a checkpoint is megabytes and never holds the base."""
-        return {plain_name(name): value.detach() for name, value in self.named_parameters() if value.requires_grad}
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}

@@ -28,13 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def nf4_folder(
-    base: str,
-    config: "PretrainedConfig",
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    double_quant: bool,
-    storage: torch.dtype = torch.uint8,
+    base: str, config: "PretrainedConfig", *, device: torch.device, dtype: torch.dtype, double_quant: bool
 ) -> Path | None:
     """Where the NF4 form of this checkpoint lies or would lie; None where the checkpoint has no fixed identity.
 
@@ -55,7 +49,6 @@ def nf4_folder(
         device=device.type,
         dtype=str(dtype),
         double_quant=double_quant,
-        **({"storage": str(storage)} if storage != torch.uint8 else {}),
         versions=[version(name) for name in ("bitsandbytes", "transformers")],
     )
     return cache_folder("nf4") / key

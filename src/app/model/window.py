@@ -11,8 +11,6 @@ from app.errors import MachineError
 from app.model.ladder import MemorySettings, is_out_of_memory
 
 if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
-
     from app.model.module import Batch
 
 BY_ROW = ("input_ids", "trained", "attention_mask", "position_ids")
@@ -98,13 +96,6 @@ class Window:
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
         self._drop_gradients()
         torch.autograd.backward(self._parameters, gradients)
-
-    def average(self, strategy: "Strategy") -> None:
-        """Leaves the mean over ranks in the gradients, where nothing else reduces them: one message of all."""
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
-        flat = strategy.reduce(torch.cat([each.flatten() for each in gradients]), reduce_op="mean")
-        for parameter, mean in zip(self._parameters, flat.split([each.numel() for each in gradients]), strict=True):
-            parameter.grad = mean.view_as(parameter)
 
     def _run(self, batches: "Sequence[Batch]") -> tuple[int, int, Exception] | None:
         """Rows and length of the piece that did not fit, and the fault; None when all did.
