@@ -28,6 +28,7 @@ from rich.table import Table
 
 from app.artifact import RunDirectory, write_atomic
 from app.errors import AppError, ConfigError
+from app.terminal import make_table
 
 ROOT = Path(__file__).parents[1]
 MODEL = "models/SmolLM2-135M-Instruct"
@@ -222,9 +223,8 @@ def closing_table(run: str, report: dict[str, Any], seconds: float) -> Table:
     perplexity, rouge, forgetting = metrics["perplexity"], metrics["rouge_l"], report["forgetting"]
     before, after = perplexity["base"]["value"], perplexity["tuned"]["value"]
     tokens, rows = perplexity["tuned"]["denominator"], perplexity["tuned"]["n"]
-    table = Table(title="quickstart", show_header=False, title_style="bold")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = make_table("", "", title="quickstart", head=False)
+    table.columns[0].style = "bold"
     table.add_row("verdict", report["headline"]["verdict"])
     table.add_row("held-out perplexity", f"{before:.2f} before, {after:.2f} after ({after / before - 1:+.0%})")
     table.add_row("", f"of {tokens:,.0f} answer tokens in {rows} functions of modules not trained on")

@@ -1,6 +1,7 @@
 """Fixtures for all tests: tiny checkpoints of every family, and the small real model."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # No test may wait for a hub that does not answer.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A suite that was started in the background has SIGINT ignored, and so would every process that a test sends it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Token tables of tests are theirs alone, and go with the folder at the end.
 _CACHE = tempfile.TemporaryDirectory(prefix="app-cache-")
 os.environ["APP_CACHE"] = _CACHE.name

@@ -16,7 +16,11 @@ MODULES = {
 }
 
 LAYERS = (
-    ("app", "app.errors", "app.families", "app.artifact", "app.cache", "app.hub", "app.pages", "app.data.records"),
+    (
+        "app",
+        *(f"app.{name}" for name in ("artifact", "cache", "card", "errors", "families", "hub", "pages", "terminal")),
+        "app.data.records",
+    ),
     ("app.data",),
     (
         *(f"app.data.{name}" for name in ("tokenize", "tokenized", "cache", "pack", "sampler", "preview", "module")),

@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {command!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     target = COMMANDS[command][0]
+    if "--quiet" in rest or not sys.stderr.isatty():  # for libraries with bars of their own, which read it on import
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quieten()
     module, function = target.split(":")
     run = getattr(importlib.import_module(module), function)

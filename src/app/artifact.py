@@ -3,12 +3,13 @@
 ::
 
     runs/mistral/
+      index.html         the run's page, for people
       manifest.json      what was trained, on what, with what: see Manifest
       config.yaml        the full resolved configuration; `fit --config` takes it again
       adapter/           the adapter to use (best by validation loss), as plain peft loads it, with its tokenizer
       adapter-last/      the adapter of the last step saved
       checkpoints/       step-*.ckpt: adapter, optimizer, schedule, random states, data position; each with its hash
-      logs/              TensorBoard (and W&B) files
+      logs/              TensorBoard (and W&B) files; metrics.jsonl and samples.jsonl, which the page is made of
       reports/           what `evaluate` and `export` found
       .lock              held while a `fit` writes here
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -36,12 +36,13 @@ from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
-from app.commands.options import BriefErrors
+from app.commands.options import BriefErrors, add_quiet
 from app.data.module import SFTDataModule
 from app.errors import AppError, RunError, first_line
 from app.model.ladder import is_out_of_memory
 from app.model.load import pick_device
 from app.model.module import QLoRAModule
+from app.terminal import quieted
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,9 @@ class AppCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {name: {"model", "dataloaders", "datamodule"} for name in ("fit", "validate", "test")} | {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
-        }
+        measuring = {"model", "dataloaders", "datamodule", "verbose"}
+        training = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {"fit": training, "validate": measuring, "test": measuring}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -111,6 +112,7 @@ class AppCLI(LightningCLI):
             default=50,
             help="Optimizer steps between validations; the end of training is always validated.",
         )
+        add_quiet(parser, stays="where the run is (fit), the losses (validate, test)")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
@@ -126,6 +128,7 @@ class AppCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
+        self._held.enter_context(quieted(config.quiet))
         if config.trainer.accelerator in ("gpu", "cuda"):
             pick_device("cuda", where="--trainer.accelerator")
         run = RunDirectory(config.run)
@@ -150,7 +153,11 @@ class AppCLI(LightningCLI):
             kwargs["logger"] = self._loggers(run, config.wandb)
         else:
             kwargs["logger"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # LightningCLI puts callbacks with a section before the others; the page shows what those have logged.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in Trainer.__init__
+        callbacks.sort(key=lambda callback: isinstance(callback, RunPage) + 2 * isinstance(callback, Checkpoint))
+        return trainer
 
     def _where_to_begin(self, run: RunDirectory) -> Path | None:
         """The checkpoint to go on from; None to begin anew."""
@@ -190,8 +197,9 @@ class AppCLI(LightningCLI):
         return loggers
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Checkpoints are read with ``weights_only``: nothing is unpickled."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+        """Checkpoints are read with ``weights_only``: nothing is unpickled. Lightning prints no table."""
+        silent = {} if subcommand == "fit" else {"verbose": False}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **silent}
 
 
 def default_callbacks(argv: Sequence[str]) -> list[Callback]:
@@ -241,7 +249,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if rank_zero_only.rank:
         return 0
-    if cli.subcommand == "fit":
+    if cli.subcommand == "fit" and cli.config.fit.quiet:
+        print(f"run {cli.trainer.default_root_dir}")
+    elif cli.subcommand == "fit":
         report(RunDirectory(cli.trainer.default_root_dir))
     else:
         metrics = cli.trainer.callback_metrics.items()
@@ -322,7 +332,8 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec", "sync_dist"):
+    known = ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec")
+    for text in (*known, "sync_dist"):  # what is logged at an epoch's end is the same on all ranks already
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -30,7 +30,7 @@ def test_training_is_the_same_to_the_bit_without_it(undisturbed: Undisturbed, ru
 
 def test_it_holds_what_was_logged_and_stands_still_at_the_end(undisturbed: Undisturbed) -> None:
     run = undisturbed.run
-    for name in ("train/loss", "lr", "val/loss"):
+    for name in ("train/loss", "lr", "val/loss", "speed/tokens_per_second", "memory/process_gib"):
         assert steps(run, name) == pytest.approx(curve(run, name))
     page = page_path(run).read_text()
     assert 'http-equiv="refresh"' not in page and ">finished<" in page
@@ -91,3 +91,16 @@ def test_a_run_that_fails_says_so(undisturbed: Undisturbed, run: RunDirectory, m
         main(["fit", *undisturbed.options(run)])
     page = page_path(run).read_text()
     assert ">failed<" in page and "refresh" not in page
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["none", "bf16"])
+def test_answers_are_written_on_a_gpu_too(
+    kernels: str, undisturbed: Undisturbed, run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"model__dropout": 0.0, "model__kernels": kernels, "trainer__accelerator": "gpu"}
+    with caplog.at_level(logging.WARNING, logger="app"):
+        fit(*undisturbed.options(run, trainer__max_epochs=1, **options))
+    asked = {row["step"] for row in read_rows(samples_path(run))}
+    assert 0 in asked and len(asked) > 2
+    assert not [record for record in caplog.records if "left out" in record.message]

@@ -18,8 +18,12 @@ def test_a_base_model(tiny: TinyCheckpoint, tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out
     for text in ("time to first token", "latency of 4 tokens", "under load", "peak memory", "GiB"):
         assert text in shown, text
+    assert main(["benchmark", *source, *QUICK, "--output", str(output), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"figures: {output}\n"
+    assert main(["benchmark", *source, *QUICK, "--quiet"]) == 0
+    assert "time to first token" in capsys.readouterr().out, "written nowhere, they are all there is"
     written = json.loads(output.read_text())
-    assert written["speculate"] is True
+    assert written["speculate"] is False
     assert {each["name"]: len(each["values"]) for each in written["measurements"]}["decode"] == 2
 
 

@@ -43,6 +43,9 @@ def test_one_table_and_a_sentence_a_pair(
     written = json.loads((tmp_path / "all.json").read_text())
     assert written["names"] == ["a", "b", "c", "base"]
     assert len(written["duels"]) == 6
+    assert main(["compare", "--quiet", "--runs", a, b]) == 0
+    quiet = capsys.readouterr().out.split("\n")
+    assert quiet[:2] == ["", "a and b"] and "b better than a" in quiet[2] and quiet[3:] == [""]
 
 
 def test_faults_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,15 @@ def test_figures_gate_and_status(run: RunDirectory, capsys: pytest.CaptureFixtur
     assert any((run.logs / "evaluation").iterdir())
 
 
+def test_quiet_leaves_the_verdict_and_the_way_to_the_report(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--run", str(run.path), *QUICK, "--quiet", "--fail-if", "perplexity>0.5"]) == 1
+    verdict, report, *failed = capsys.readouterr().out.splitlines()
+    assert "its base: held-out perplexity" in verdict and report.endswith("reports/report.html")
+    assert len(failed) == 1 and failed[0].startswith("failed: perplexity>0.5")
+
+
 def test_speed_of_the_run_is_in_its_report(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     speed = ["--prompt_tokens", "8", "--new_tokens", "4", "--load", "2", "--repeats", "1", "--device", "cpu"]
     assert main(["benchmark", "--run", str(run.path), *speed]) == 0

@@ -41,6 +41,12 @@ def test_merged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert left(run / "reports") == ["export-merged.json", "export-merged.md"]
 
 
+def test_quiet_leaves_paths_and_what_is_wrong(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "merged"
+    assert main(["export", "merged", "--run", str(run), "--prompts", "3", "--output", str(output), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"wrote {output}\n"
+
+
 def test_exact_is_near_the_run_itself(run: Path, tmp_path: Path) -> None:
     options = ["--exact", "true", "--dtype", "float32", "--output", str(tmp_path / "exact"), "--prompts", "3"]
     assert main(["export", "merged", "--run", str(run), *options]) == 0

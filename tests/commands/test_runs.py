@@ -1,6 +1,7 @@
 """`python -m app runs` on runs of every kind: finished, running, stopped, dead, damaged."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def cells(text: str, name: str) -> list[str]:
     """The cells of a table's row."""
     (line,) = (line for line in text.splitlines() if name in line)
-    return [cell.strip() for cell in line.strip("│").split("│")]
+    return re.split(r" {2,}", line.strip())
 
 
 def test_lists_every_run_with_its_state(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,7 @@ def test_lists_every_run_with_its_state(runs: Path, capsys: pytest.CaptureFixtur
     assert age.endswith((" d", " h"))
     # A run that cannot write its end any more is read off its checkpoints.
     assert cells(shown.out, "runs/killed ")[3:5] == ["100", "1.7500"]
-    assert cells(shown.out, "runs/halted ")[4] == ""
+    assert cells(shown.out, "runs/halted ")[4] == "–"
     assert "no-run" not in shown.out
     assert "torn" in shown.err and "damaged" in shown.err
     assert main(["runs", "list", "--quiet"]) == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from app.data.encoding import survey
@@ -251,6 +251,7 @@ def test_random_bytes_are_rows_or_a_clear_error(tmp_path: Path, data: bytes, sta
 def test_a_bad_line_costs_no_good_row(tmp_path: Path, position: int, junk: bytes, kind: str) -> None:
     """Whatever stands in one line (no line break), all other rows are read."""
     junk = junk.replace(b"\n", b"").replace(b"\r", b"").replace(b"\x00", b"")
+    assume(not junk.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # a file that begins so is gzip or zstd
     lines = (
         [f'question {n},"answer, {n}"'.encode() for n in range(30)]
         if kind == "csv"

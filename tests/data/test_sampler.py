@@ -50,9 +50,7 @@ def test_ranks_share_each_turn_of_the_one_order(
     """Also from where another number of ranks has stopped: nothing twice, nothing left out, equally many each."""
     whole = EpochBatchSampler(lengths, 3, seed=7).order(0)
     done = before * data.draw(st.integers(0, len(whole) // before))
-    shares = [
-        list(EpochBatchSampler(lengths, 3, seed=7, batch=done, rank=rank, ranks=ranks)) for rank in range(ranks)
-    ]
+    shares = [list(EpochBatchSampler(lengths, 3, seed=7, batch=done, rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     turns = [batch for turn in zip(*shares, strict=True) for batch in turn]
     rest = whole[done:]

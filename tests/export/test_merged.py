@@ -180,5 +180,6 @@ def test_memory_is_that_of_a_few_tensors_not_of_the_model(make_run: MakeRun, tmp
     )
     command = [sys.executable, "-c", PEAK, str(make_run(base, "mistral")), str(tmp_path / "merged")]
     peak, model = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    # 60 MB were seen: a few float32 tensors of 3 MB, and what transformers imports to write the configuration.
-    assert model > 230_000 and peak < 100_000, (peak, model)
+    # 103 MB were seen: what is made ahead of the writing (32 MB), a few float32 tensors of 3 MB, the buffers of direct
+    # reads and writes, and what transformers imports to write the configuration.
+    assert model > 230_000 and peak < 140_000, (peak, model)

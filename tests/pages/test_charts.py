@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.pages.charts import line_chart, moving_average, nice_ticks, number, tick_text
+from app.pages.charts import Curve, line_chart, moving_average, nice_ticks, number, tick_text
 
 _curves = st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e9, 1e9)), min_size=1, max_size=60).map(
     lambda points: sorted(dict(points).items())
@@ -24,7 +24,7 @@ def test_ticks_are_round_and_enclose_the_values(values: list[float]) -> None:
 
 
 @given(_curves, _curves, st.booleans())
-def test_every_point_lies_within_the_plot(first: list, second: list, noisy: bool) -> None:
+def test_every_point_lies_within_the_plot(first: Curve, second: Curve, noisy: bool) -> None:
     figure = line_chart("A & B", {"one": first, "two": second}, unit="<u>", noisy=noisy)
     root = ET.fromstring(figure)  # well-formed, everything escaped
     lines = list(root.iter("polyline"))

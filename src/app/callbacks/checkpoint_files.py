@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from app.artifact import RunDirectory, write_atomic
 from app.cache import content_hash
+from app.card import write_adapter_card
 from app.errors import RunError, first_line
 from app.model.ladder import is_out_of_memory
 
@@ -107,11 +108,14 @@ def save_adapter(trainer: Trainer, pl_module: LightningModule, folder: Path) -> 
         return
     model: Any = pl_module.peft_model
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+    run = RunDirectory(trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as part:
         # False: peft would ask the hub for the base's config to see whether its vocabulary was changed.
         model.save_pretrained(part, save_embedding_layers=False)
         data.tokenizer.save_pretrained(part)
+        if run.manifest_path.is_file():
+            write_adapter_card(run, Path(part))
         for file in Path(part).iterdir():
             with file.open("rb+") as written:
                 os.fsync(written.fileno())

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
@@ -17,6 +17,7 @@ from app.model.ladder import is_out_of_memory
 from app.model.memory import read_memory
 from app.model.passes import Passes
 from app.model.window import release_memory
+from app.terminal import progress_bars
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +38,23 @@ class Preflight(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         device = module.device
         did = []
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with ExitStack() as stack:
+            display = stack.enter_context(progress_bars())
+            task = display.add_task("preflight", total=3)
+            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
             training = trainer.strategy.batch_to_device(data.longest_batch("train"))
             with trainer.precision_plugin.train_step_context():
                 self._step(trainer.optimizers[0], module.passes, training)
             did.append(f"a step of {_shape(training)}: {_gib(peak_memory(device))}")
+            display.advance(task)
             evaluation = data.longest_batch("val")
             if evaluation is not None:
                 with torch.no_grad(), evaluating(module.peft_model), trainer.precision_plugin.val_step_context():
                     module.passes.evaluate(trainer.strategy.batch_to_device(evaluation))
                 did.append(f"evaluation of {_shape(evaluation)}: {_gib(peak_memory(device))}")
-        size = self._save(trainer)
+            display.advance(task)
+            size = self._save(trainer)
+            display.advance(task)
         peak = peak_memory(device)
         did.append(f"a save of {size / 2**20:,.0f} MiB: {_gib(peak)}")
         log.info(f"preflight: {', '.join(did)}; peak memory {_gib(peak)} of {_gib(memory_budget(module, device))}")

@@ -20,6 +20,7 @@ from app.callbacks.checkpoints import Checkpoints
 from app.callbacks.divergence import Divergence, RolledBack
 from app.callbacks.memory import MemoryMonitor
 from app.callbacks.throughput import Throughput
+from app.card import write_adapter_card
 from app.data.tokenize import golden_encoding
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,16 @@ class RunRecorder(SaveConfigCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write("finished", trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The adapters' cards were written when they were saved, and knew no result then."""
+        run = RunDirectory(trainer.default_root_dir)
+        for folder in (run.adapter, run.adapter_last):
+            if trainer.is_global_zero and (folder / "adapter_config.json").is_file():
+                try:
+                    write_adapter_card(run, folder)
+                except OSError as fault:
+                    log.warning(f"the model card in {folder} could not be written: {fault.strerror}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._write(status_after(exception), trainer)

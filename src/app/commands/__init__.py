@@ -7,9 +7,10 @@ from itertools import zip_longest
 from typing import Any
 
 from app.errors import AppError
+from app.terminal import quieted
 
 
-def run_command(function: Callable[..., int | Callable[[], int]], argv: Sequence[str], *, name: str) -> int:
+def run_command(function: Callable[..., int | Callable[[], int]], argv: Sequence[str], *, name: str, stays: str) -> int:
     """Calls ``function`` with options parsed from its own signature and docstring.
 
     Every parameter is an option, types and defaults are the signature's and help texts the docstring's; a truth value
@@ -22,17 +23,18 @@ def run_command(function: Callable[..., int | Callable[[], int]], argv: Sequence
             command inherit the options they share.
         argv: the arguments after the command's name.
         name: of the command, for the help text.
+        stays: what it prints with --quiet too, which every command has.
     """
     from docstring_parser import parse
 
-    from app.commands.options import CommandParser
+    from app.commands.options import CommandParser, add_quiet
 
     documentation = parse(function.__doc__ or "")
     parameters = inspect.signature(function).parameters.values()
     # jsonargparse reads a list from one argument, as JSON; on a command line people write several.
     many = [p.name for p in parameters if p.annotation == list[str] and p.default is p.empty]
     repeated = [p.name for p in parameters if p.annotation == list[str] | None]
-    flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
+    flags = {f"--{p.name}" for p in parameters if p.annotation is bool} | {"--quiet"}
     parser = CommandParser(prog=f"python -m app {name}", description=documentation.short_description)
     texts = {p.arg_name: p.description for p in documentation.params}
     for parameter in many:
@@ -42,10 +44,12 @@ def run_command(function: Callable[..., int | Callable[[], int]], argv: Sequence
         parser.add_argument(*names, nargs="+", action="extend", metavar="TEXT", help=texts.get(parameter))
     add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
     add(function, as_group=False, as_positional=False, skip={*many, *repeated})
+    add_quiet(parser, stays=stays)
     try:
         parsed: dict[str, Any] = parser.parse_args(_explicit(argv, flags)).as_dict()
-        outcome = function(**parsed)
-        return outcome() if callable(outcome) else outcome
+        with quieted(parsed.pop("quiet")):
+            outcome = function(**parsed)
+            return outcome() if callable(outcome) else outcome
     except AppError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

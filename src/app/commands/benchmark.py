@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
+from app.terminal import is_quiet, make_table, progress_bars
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +46,6 @@ def benchmark(
         device: Where to run.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
     from app.artifact import RunDirectory, write_atomic
     from app.commands.chat import check_source
@@ -60,8 +60,7 @@ def benchmark(
         assert base is not None and family is not None
         session = open_base(base, family, device=device)
     console = Console()
-    errors = Console(stderr=True)
-    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with progress_bars() as progress:
         found = speed_benchmark(
             session,
             prompt_tokens=prompt_tokens,
@@ -76,8 +75,9 @@ def benchmark(
     written = [path for path in (output, RunDirectory(run).reports / SPEED if run else None) if path is not None]
     for path in written:
         write_atomic(path, text)
-    console.print(figures(str(run or base), found))
-    if found.limit is not None:
+    if not is_quiet() or not written:
+        console.print(figures(str(run or base), found))
+    if found.limit is not None and not is_quiet():
         console.print(
             f"memory bandwidth allows {found.limit.tokens_per_second:,.0f} tokens/s at one request "
             f"({found.limit.bandwidth / 1e9:,.0f} GB/s, {found.limit.bytes_per_token / 1e9:.2f} GB a token): "
@@ -91,16 +91,13 @@ def benchmark(
 
 def figures(name: str, found: "SpeedReport") -> "Table":
     """All measurements with their spread."""
-    from rich.table import Table
-
     from app.pages.charts import number as short
 
-    table = Table(
-        title=f"{name} on {found.device}: {found.prompt_tokens} prompt tokens, {found.new_tokens} new, "
+    title = (
+        f"{name} on {found.device}: {found.prompt_tokens} prompt tokens, {found.new_tokens} new, "
         f"load {found.load}, {found.repeats} repeats"
     )
-    for column in ("", "median", "from", "to", ""):
-        table.add_column(column, justify="right" if column else "left")
+    table = make_table("", "median", "from", "to", "", right=("median", "from", "to"), title=title)
     for each in found.measurements:
         table.add_row(each.title, *map(short, (each.median, each.low, each.high)), each.unit)
     table.add_row("peak memory", f"{found.peak_memory / 2**30:.2f}", "", "", "GiB")
@@ -108,4 +105,4 @@ def figures(name: str, found: "SpeedReport") -> "Table":
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(benchmark, argv, name="benchmark")
+    return run_command(benchmark, argv, name="benchmark", stays="where the figures are; without a file, the figures")

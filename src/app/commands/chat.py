@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
 from app.errors import ConfigError, DataError
+from app.terminal import is_quiet
 
 if TYPE_CHECKING:
     from app.generate.engine import Engine
@@ -19,7 +20,7 @@ HISTORY = Path("~/.app_chat_history")
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(chat, argv, name="chat")
+    return run_command(chat, argv, name="chat", stays="answers")
 
 
 def chat(
@@ -66,8 +67,8 @@ def chat(
     from app.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    if sys.stderr.isatty() and question is None:
-        print("loading …", file=sys.stderr)  # The imports alone take seconds; then transformers shows a bar.
+    if sys.stderr.isatty() and question is None and not is_quiet():
+        print("loading …", file=sys.stderr)  # The imports alone take seconds; then a bar shows.
     from app.generate.engine import Engine
     from app.generate.session import open_base, open_run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.commands import run_command
+from app.terminal import is_quiet, make_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,15 +38,17 @@ def compare(
 
     found = compare_runs(runs or [], metrics=metrics, seed=seed)
     console = Console()
-    console.print(figures(found))
+    if not is_quiet():
+        console.print(figures(found))
     for line in told(found.duels):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"\n{len(found.duels)} paired tests (bootstrap over groups; McNemar for independent yes-or-no rows), p values "
-        "corrected by Holm's method for their number",
-        style="dim",
-        highlight=False,
-    )
+    if not is_quiet():
+        console.print(
+            f"\n{len(found.duels)} paired tests (bootstrap over groups; McNemar for independent yes-or-no rows), "
+            "p values corrected by Holm's method for their number",
+            style="dim",
+            highlight=False,
+        )
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
     if output is not None:
@@ -55,16 +58,10 @@ def compare(
 
 def figures(found: "Comparison") -> "Table":
     """Every metric of every contender with its interval."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from app.evaluate.outcome import METRICS
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for name in found.names:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("n", justify="right")
+    table = make_table("", *found.names, "n", right=(*found.names, "n"))
+    table.columns[0].no_wrap = True
     for metric, estimates in found.estimates.items():
         cells = []
         for each in estimates:
@@ -89,4 +86,4 @@ def told(duels: "Sequence[Duel]") -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(compare, argv, name="compare")
+    return run_command(compare, argv, name="compare", stays="a sentence for each pair and metric")

@@ -126,4 +126,4 @@ def _handed_over() -> Iterator[None]:
 def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("bash", "zsh"):
         argv = ["--shell", *argv]
-    return run_command(completion, argv, name="completion")
+    return run_command(completion, argv, name="completion", stays="the script")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.artifact import RunDirectory
 from app.commands import run_command
+from app.terminal import is_quiet, make_table, progress_bars
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,10 +54,10 @@ def evaluate(
         device: Where to run.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
     if lm_eval:
         from app.evaluate.harness import evaluate_tasks
+        from app.evaluate.report import LM_EVAL
 
         results = evaluate_tasks(
             run,
@@ -67,17 +68,19 @@ def evaluate(
             batch_size=batch_size,
             device=device,
         )
-        Console().print(harness_table(run, results))
+        if not is_quiet():
+            Console().print(harness_table(run, results))
+        print(f"figures: {RunDirectory(run).reports / LM_EVAL}")
         return 0
 
+    from app.card import write_adapter_card
     from app.evaluate.report import PAGE
     from app.evaluate.suite import evaluate_run
     from app.evaluate.tracking import track
     from app.pages.run import update_run_page
 
     console = Console()
-    errors = Console(stderr=True)
-    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with progress_bars() as progress:
         report = evaluate_run(
             run,
             split=None if split == "auto" else split,
@@ -92,7 +95,9 @@ def evaluate(
             progress=progress,
         )
     track(run, report, wandb=wandb)
-    update_run_page(RunDirectory(run))
+    directory = RunDirectory(run)
+    write_adapter_card(directory, directory.adapter)
+    update_run_page(directory)
     show(report, console)
     console.print(f"report: {run / 'reports' / PAGE}", soft_wrap=True)
     failed = [result for result in report["gate"] if result["failed"]]
@@ -110,12 +115,13 @@ def prompts_file(option: str) -> Path | None:
 
 
 def show(report: Mapping[str, Any], console: Any) -> None:
-    """The figures and what stands out, in the terminal."""
+    """The figures and what stands out, in the terminal; the verdict alone where that is wanted."""
     from rich.markup import escape
 
-    console.print(figures(report))
     lost = report["forgetting"]
-    if lost and lost["value"] is not None:
+    if not is_quiet():
+        console.print(figures(report))
+    if lost and lost["value"] is not None and not is_quiet():
         between = "" if lost["low"] is None else f" (95 %: {lost['low']:+.1%} to {lost['high']:+.1%})"
         console.print(f"forgetting: perplexity on general text and questions {lost['value']:+.1%}{between}")
     head = report["headline"]
@@ -124,7 +130,7 @@ def show(report: Mapping[str, Any], console: Any) -> None:
         f"[bold {colours[head['level']]}]{head['verdict']}[/]: {escape(head['text'])}", highlight=False, soft_wrap=True
     )
     for found in report["findings"]:
-        if found["level"] != "good":
+        if found["level"] != "good" and not is_quiet():
             remedy = f" [dim]{escape(found['remedy'])}[/]" if found["remedy"] else ""
             text = f"[{colours[found['level']]}]•[/] {escape(found['text'])}.{remedy}"
             console.print(text, highlight=False, soft_wrap=True)
@@ -132,22 +138,14 @@ def show(report: Mapping[str, Any], console: Any) -> None:
 
 def figures(report: Mapping[str, Any]) -> "Table":
     """Every metric before and after, with its interval and the verdict."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from app.evaluate.findings import p_text
 
     colours = {"better": "green", "worse": "red"}
-    table = Table(
-        title=f"{report['run']['path']}: {report['split']} split",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("", no_wrap=True)
-    for column in ("base", "tuned", "95 %", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("tuned is")
+    numbers = ("base", "tuned", "95 %", "n")
+    title = f"{report['run']['path']}: {report['split']} split"
+    table = make_table("", *numbers, "tuned is", right=numbers, title=title)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for metric in report["metrics"]:
         base, tuned = metric["base"], metric["tuned"]
         if not tuned["n"]:
@@ -163,11 +161,9 @@ def figures(report: Mapping[str, Any]) -> "Table":
 
 def harness_table(run: Path, results: Mapping[str, Any]) -> "Table":
     """What lm-evaluation-harness found, base against run."""
-    from rich.table import Table
-
-    table = Table(title=f"{run}: lm-evaluation-harness {results['version']}")
-    for column in ("task", "metric", "base", "tuned"):
-        table.add_column(column, justify="right" if column in ("base", "tuned") else "left")
+    models = ("base", "tuned")
+    title = f"{run}: lm-evaluation-harness {results['version']}"
+    table = make_table("task", "metric", *models, right=models, title=title)
     for row in results["results"]:
         values = (
             f"{row[model]:.4f}" + ("" if row[f"{model}_stderr"] is None else f" ± {row[f'{model}_stderr']:.4f}")
@@ -179,7 +175,7 @@ def harness_table(run: Path, results: Mapping[str, Any]) -> "Table":
 
 def main(argv: Sequence[str]) -> int:
     try:
-        return run_command(evaluate, argv, name="evaluate")
+        return run_command(evaluate, argv, name="evaluate", stays="the verdict, the report's path, failures")
     except KeyboardInterrupt:
         print("stopped: what was measured is kept; the same command goes on from here", file=sys.stderr)
         return 130

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from app.artifact import RunDirectory
 from app.commands import run_command
 from app.pages.run import update_run_page
+from app.terminal import is_quiet, progress_bars
 
 if TYPE_CHECKING:
     from app.export.exporter import Bars, Outcome
@@ -200,12 +201,41 @@ class Bento(Export):
         return outcome
 
 
-KINDS: dict[str, type[Export]] = {
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Uploads the adapter, or what an earlier export wrote, to the hub, with its model card.
+
+    The token is the one of `hf auth login` or of HF_TOKEN; HF_ENDPOINT names another hub.
+
+    Args:
+        run: the run directory.
+        repo: where to: organisation/name or user/name. It is made if there is none.
+        what: the adapter, or the result of an `export` of that kind.
+        private: whether a repository that is made is private; one that exists stays what it is.
+        message: of the commit.
+    """
+
+    run: Path
+    repo: str
+    what: Literal["adapter", "merged", "gguf", "lora-gguf"] = "adapter"
+    private: bool = True
+    message: str = "Upload"
+
+    def __call__(self) -> int:
+        """Uploads; returns the exit status."""
+        from app.export.push import push
+
+        print(push(self.run, self.repo, what=self.what, private=self.private, message=self.message))
+        return 0
+
+
+KINDS: dict[str, type[Export] | type[Push]] = {
     "merged": Merged,
     "gguf": Gguf,
     "lora-gguf": LoraGguf,
     "ollama": Ollama,
     "bento": Bento,
+    "push": Push,
 }
 
 
@@ -223,7 +253,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: cannot export {kind!r}{hint}\n  remedy: use one of {', '.join(KINDS)}", file=sys.stderr)
         return 2
     try:
-        return run_command(KINDS[kind], argv[1:], name=f"export {kind}")
+        return run_command(
+            KINDS[kind], argv[1:], name=f"export {kind}", stays="what was written, and what is not the same model"
+        )
     except KeyboardInterrupt:
         print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -239,13 +271,8 @@ def _require_positive(values: Mapping[str, float]) -> None:
 
 @contextmanager
 def _bars() -> "Iterator[Bars]":
-    """Progress bars on a terminal, silence elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    """A bar for each step of the work."""
+    with progress_bars() as progress:
 
         def bar(title: str, total: int) -> Callable[[int], None]:
             task = progress.add_task(title, total=total)
@@ -260,6 +287,8 @@ def _bars() -> "Iterator[Bars]":
 
 def _report(outcome: "Outcome") -> int:
     for verdict in outcome.verdicts:
+        if verdict.passed and is_quiet():
+            continue
         near = verdict.twin or verdict.run
         word = "same model" if verdict.passed else "NOT THE SAME MODEL"
         texts = verdict.tokenizer
@@ -272,6 +301,8 @@ def _report(outcome: "Outcome") -> int:
             print(f"  - {fault}")
     for path in outcome.paths:
         print(f"wrote {path}")
+    if is_quiet():
+        return 0 if outcome.passed else 1
     if outcome.report:
         print(f"report: {outcome.report}")
     else:

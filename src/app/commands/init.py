@@ -7,6 +7,7 @@ from pathlib import Path
 from app.commands import run_command
 from app.errors import ConfigError
 from app.families import all_families, get_family
+from app.terminal import is_quiet
 
 
 def init(
@@ -18,7 +19,6 @@ def init(
     output: Path | None = None,
     overwrite: bool = False,
     yes: bool = False,
-    quiet: bool = False,
 ) -> int:
     """Writes a commented configuration for your card, model and data, with settings that plan says fit.
 
@@ -33,7 +33,6 @@ def init(
         output: the file to write; by default FAMILY.yaml.
         overwrite: replace the file if it exists.
         yes: ask nothing.
-        quiet: print the file's name alone.
     """
     from app.artifact import write_atomic
     from app.commands.plan import choose_gpu, verdict
@@ -53,7 +52,7 @@ def init(
         )
     starter = make_starter(family=chosen, base=base, data=data, run=run, gpu=card)
     write_atomic(output, starter.text)
-    if quiet:
+    if is_quiet():
         print(output)
         return 0
     from rich.console import Console
@@ -78,7 +77,7 @@ def _default(question: str, default: str, choices: list[str] | None = None) -> s
 
 def main(argv: Sequence[str]) -> int:
     try:
-        return run_command(init, argv, name="init")
+        return run_command(init, argv, name="init", stays="questions, and the file's name")
     except (KeyboardInterrupt, EOFError):
         print("\nstopped: nothing was written", file=sys.stderr)
         return 130

@@ -26,6 +26,17 @@ class CommandParser(BriefErrors, ArgumentParser):
     """The parser of a command that is not LightningCLI's."""
 
 
+def add_quiet(parser: ArgumentParser, *, stays: str) -> None:
+    """Adds ``--quiet``, the same for every command (`app.terminal.quieted`).
+
+    Args:
+        parser: the command's.
+        stays: what the command prints nevertheless.
+    """
+    text = f"No progress, tables or explanations. What stays: {stays}; warnings of the log; errors."
+    parser.add_argument("--quiet", type=bool, nargs="?", const=True, default=False, help=text)
+
+
 def option_names(parser: ArgumentParser) -> set[str]:
     """Every option of the parser and of its subcommands, as written in YAML."""
     names = set()

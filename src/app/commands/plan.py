@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.commands import run_command
 from app.errors import ConfigError, MachineError
+from app.terminal import is_quiet, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-def plan(
-    config: list[str] | None = None, gpu: str | None = None, change: list[str] | None = None, quiet: bool = False
-) -> int:
+def plan(config: list[str] | None = None, gpu: str | None = None, change: list[str] | None = None) -> int:
     """What a run will take, before anything but the model's config.json is downloaded.
 
     Memory on the card part by part against what is free, the memory policy, tokens per second, hours for the data,
@@ -29,7 +28,6 @@ def plan(
         config: configuration files as fit takes them; later ones win.
         gpu: a card such as rtx4060 or rtx4060-laptop; by default the one in this machine.
         change: options of fit as model.rank=8; --model.rank 8 is the same.
-        quiet: print the verdict alone.
     """
     from rich.console import Console
 
@@ -41,7 +39,7 @@ def plan(
     options = read_options([Path(file) for file in config], changes(change or []))
     result = estimate(options, choose_gpu(gpu))
     console = Console(highlight=False)
-    if not quiet:
+    if not is_quiet():
         show_memory(result, console)
         show_time(result, console)
         show_disk(result, console)
@@ -88,13 +86,8 @@ def choose_gpu(name: str | None) -> "Gpu":
 
 def show_memory(result: "Estimate", console: "Console") -> None:
     """Part by part, with the peak and what is free."""
-    from rich.table import Table
-
     gpu, model = result.gpu, result.options.model
-    table = Table(title=f"{model['base']} on {gpu.name}")
-    table.add_column("memory")
-    table.add_column("MiB", justify="right")
-    table.add_column("")
+    table = make_table("memory", "MiB", "", right=("MiB",), title=f"{model['base']} on {gpu.name}")
     if result.memory is not None:
         for part in result.memory.parts:
             size = f"{part.bytes / MIB:,.0f}"
@@ -183,4 +176,4 @@ def fit_options(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(plan, fit_options(argv), name="plan")
+    return run_command(plan, fit_options(argv), name="plan", stays="whether it fits")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from app.commands import run_command
 from app.errors import ConfigError
 from app.families import Family, get_family
+from app.terminal import is_quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -95,7 +96,8 @@ def prepare_command(
             workers=workers,
             progress=progress,
         )
-    print(summary(report.value))
+    if not is_quiet():
+        print(summary(report.value))
     if preview:
         from rich.console import Console
 
@@ -142,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
     # Being ended (by a scheduler, by closing a terminal) cleans up as ctrl-C does.
     before = signal.signal(signal.SIGTERM, _interrupted)
     try:
-        return run_command(prepare_command, argv, name="prepare")
+        return run_command(prepare_command, argv, name="prepare", stays="the data's path, --check, --preview")
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130

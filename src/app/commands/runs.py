@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from app.artifact import Manifest, RunDirectory, try_lock
 from app.commands import run_command
 from app.errors import AppError, ConfigError, RunError, several
+from app.terminal import is_quiet, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,15 +106,14 @@ def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
     return sorted(found, key=lambda run: run.manifest.created, reverse=True), faults
 
 
-def list_runs(folder: Path = Path("runs"), quiet: bool = False) -> int:
+def list_runs(folder: Path = Path("runs")) -> int:
     """Lists the runs of a folder, the newest first.
 
     Args:
         folder: that holds run directories.
-        quiet: print paths alone.
     """
     found, faults = find_runs(folder)
-    if quiet:
+    if is_quiet():
         print("\n".join(str(run.path) for run in found))
     elif found:
         _console().print(_table(found))
@@ -132,11 +132,10 @@ def show_run(run: list[str], folder: Path = Path("runs")) -> int:
         folder: that holds run directories.
     """
     from rich.markup import escape
-    from rich.table import Table
 
     console = _console()
     for one in _named(run, folder):
-        table = Table(title=escape(str(one.path)), show_header=False)
+        table = make_table("", "", title=escape(str(one.path)), head=False)
         for name, value in _facts(one):
             table.add_row(name, escape(value))
         console.print(table)
@@ -168,7 +167,7 @@ def remove_runs(run: list[str], folder: Path = Path("runs"), yes: bool = False) 
     return 0
 
 
-def best_run(metric: Metric = "val_loss", folder: Path = Path("runs"), quiet: bool = False) -> int:
+def best_run(metric: Metric = "val_loss", folder: Path = Path("runs")) -> int:
     """Names the best run of a folder.
 
     Losses of runs with other data or another family cannot be compared; it says so where they differ.
@@ -176,13 +175,12 @@ def best_run(metric: Metric = "val_loss", folder: Path = Path("runs"), quiet: bo
     Args:
         metric: val_loss, train_loss and peak_memory: the lowest; tokens_per_second: the highest.
         folder: that holds run directories.
-        quiet: print its path alone.
     """
     measured = [(value, run) for run in find_runs(folder)[0] if (value := run.metric(metric)) is not None]
     if not measured:
         raise RunError(f"no run in {folder} has {metric}", where="--metric", remedy="choose another metric or folder")
     ranked = sorted(measured, key=lambda pair: pair[0], reverse=metric in HIGHEST)
-    if quiet:
+    if is_quiet():
         print(ranked[0][1].path)
         return 0
     _console().print(_table([run for _, run in ranked[:5]]))
@@ -195,6 +193,13 @@ def best_run(metric: Metric = "val_loss", folder: Path = Path("runs"), quiet: bo
 
 KINDS: dict[str, Callable[..., int]] = {"list": list_runs, "show": show_run, "rm": remove_runs, "best": best_run}
 """What can be done -> its function."""
+STAYS = {
+    "list": "paths",
+    "show": "the facts that were asked for",
+    "rm": "the question, and what was deleted",
+    "best": "the path",
+}
+"""What can be done -> what it prints with --quiet."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -210,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         print(f"error: runs cannot {kind!r}{hint}\n  remedy: use one of {', '.join(KINDS)}", file=sys.stderr)
         return 2
-    return run_command(KINDS[kind], rest, name=f"runs {kind}")
+    return run_command(KINDS[kind], rest, name=f"runs {kind}", stays=STAYS[kind])
 
 
 def _named(names: Sequence[str], folder: Path) -> list[Run]:
@@ -230,14 +235,12 @@ def _named(names: Sequence[str], folder: Path) -> list[Run]:
 
 def _table(found: Sequence[Run]) -> Any:
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table()
-    for column in ("run", "status", "base", "steps", "val loss", "perplexity", "size", "age"):
-        table.add_column(column, justify="left" if column in ("run", "status", "base") else "right", overflow="fold")
+    figures = ("steps", "val loss", "perplexity", "size", "age")
+    table = make_table("run", "status", "base", *figures, right=figures)
     for run in found:
-        loss = "" if run.val_loss is None else f"{run.val_loss:.4f}"
-        perplexity = "" if run.val_loss is None else f"{math.exp(run.val_loss):.3f}"
+        loss = "–" if run.val_loss is None else f"{run.val_loss:.4f}"
+        perplexity = "–" if run.val_loss is None else f"{math.exp(run.val_loss):.3f}"
         state = f"[{COLOURS[run.state]}]{run.state}[/]"
         base = escape(run.manifest.base.id.rsplit("/", 1)[-1])
         table.add_row(

@@ -29,6 +29,7 @@ def prepare_for_training(
     val_fraction: float,
     test_fraction: float,
     columns: Mapping[str, str] | None,
+    progress: Progress = no_progress,
 ) -> None:
     """`prepare` of one input for `fit`, which needs at least one row.
 
@@ -37,8 +38,9 @@ def prepare_for_training(
         ConfigError: an option is wrong.
     """
     report = prepare(
-        [source], output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns
-    )
+        [source], output, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns,
+        progress=progress,
+    )  # fmt: skip
     if not report.value["counts"]["rows_kept"]:
         faults = [f"{f['rows_found']} rows: {f['title']}; {f['remedy']}" for f in report.value["findings"]]
         raise DataError(
@@ -110,6 +112,7 @@ def prepare(
                     spool.add(batch, findings)
                     progress("read and check", done + batch.consumed, total)
                 done += source.size
+                progress("read and check", done, total)
             if too_long == "error" and findings.counts["too-long"]:
                 long = [f"{w.file}:{w.line}: {w.detail}" for w in findings.rows["too-long"]]
                 raise DataError(

@@ -1,8 +1,13 @@
 """How far long work is: a callable that the library tells, and a terminal bar behind it."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from app.terminal import progress_bars
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, how much of it is done, and how much there is."""
@@ -14,21 +19,13 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """One rich bar a stage on stderr; nothing when stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield no_progress
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
+    """One bar a stage."""
     tasks: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with progress_bars() as display:
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=max(total, 1))
-            bar.update(tasks[stage], completed=min(done, max(total, 1)))
+                tasks[stage] = display.add_task(stage, total=max(total, 1))
+            display.update(tasks[stage], completed=min(done, max(total, 1)))
 
         yield tell

@@ -11,10 +11,12 @@ from app.cache import cache_folder, cache_key, content_hash, drop_unused
 from app.data.cache import TokenTable, code_hash, write_table
 from app.data.lengths import TooLong
 from app.data.prepare import prepare_for_training
+from app.data.progress import progress_bar
 from app.data.records import Conversation, read_prepared
 from app.data.tokenize import Encoding, encode
 from app.errors import DataError, several
 from app.families import Family
+from app.terminal import progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -48,9 +50,11 @@ def prepared_folder(
     # Prepared beside and moved: of two runs that start together, each finds a whole folder.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{key}.") as scratch:
         fresh = Path(scratch) / "data"
-        prepare_for_training(
-            source, fresh, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns
-        )
+        with progress_bar() as progress:
+            prepare_for_training(
+                source, fresh, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, columns=columns,
+                progress=progress,
+            )  # fmt: skip
         if target.exists() and not content:
             shutil.rmtree(target)
         if not target.exists():
@@ -112,7 +116,9 @@ def tokenized(
         rows = _encoded(
             split, split_conversations(folder, split), tokenizer, family, max_length=max_length, too_long=too_long
         )
-        write_table(path, (row for _, row in rows))
+        samples = _samples(folder, split)
+        with progress_bars() as display:
+            write_table(path, (row for _, row in display.track(rows, samples, description=f"tokenise {split}")))
         table, found = TokenTable(path), ""
     tokens = int(table.lengths.sum())
     samples = _samples(folder, split)

@@ -22,6 +22,7 @@ from app.generate.cache import longest_context
 from app.generate.sampling import Sampling
 from app.generate.session import Session, open_run
 from app.model.load import Device
+from app.terminal import progress_bars
 
 try:
     from lm_eval.api.model import LM
@@ -148,9 +149,12 @@ class SessionLM(LM):  # type: ignore[misc]  # mypy does not follow lm_eval (pypr
         ]
         pad_id = int(self._session.tokenizer.pad_token_id)
         found: dict[int, Scored] = {}
-        for batch in length_batches([len(each.input_ids) for each in encodings], self._batch_size):
-            results = score(self._session.causal_lm, [encodings[index] for index in batch], pad_id=pad_id)
-            found |= dict(zip(batch, results, strict=True))
+        with progress_bars() as display:
+            task = display.add_task("likelihoods", total=len(encodings))
+            for batch in length_batches([len(each.input_ids) for each in encodings], self._batch_size):
+                results = score(self._session.causal_lm, [encodings[index] for index in batch], pad_id=pad_id)
+                found |= dict(zip(batch, results, strict=True))
+                display.advance(task, len(batch))
         return [found[index] for index in range(len(rows))]
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from app.card import provenance
 from app.errors import ConfigError, ModelError
-from app.export.card import provenance
 from app.export.layout import Layout, make_layout, rope_tensors, write_shape
 from app.export.target import Advance, Blob, write_blobs
 from app.export.tuned import TunedModel
@@ -126,7 +126,7 @@ def _header(
 ) -> bytes:
     from gguf import GGML_QUANT_VERSION, GGUFType, size_label
 
-    facts = provenance(tuned)
+    facts = provenance(tuned.run, tuned.manifest)
     writer.add_type(GGUFType.MODEL)
     writer.add_name(facts.name)
     writer.add_size_label(size_label(tuned.parameters, 0, 0, 0))

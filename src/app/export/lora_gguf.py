@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.card import provenance
 from app.errors import RunError, several
 from app.export.adapter import Update, same_scale
-from app.export.card import provenance
 from app.export.gguf_file import padding, written_header
 from app.export.layout import make_layout, permuted
 from app.export.target import Advance, Blob, write_blobs
@@ -70,7 +70,7 @@ def write_lora_gguf(tuned: TunedModel, target: Path, *, advance: Advance) -> Pat
     from gguf import GGUFType, GGUFWriter
 
     content = lora_tensors(tuned)
-    facts = provenance(tuned)
+    facts = provenance(tuned.run, tuned.manifest)
     head = target.with_name(f".{target.name}.header")
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(head, tuned.family.gguf.architecture)

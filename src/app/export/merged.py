@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from app.artifact import write_atomic
+from app.card import model_card
 from app.errors import ConfigError
-from app.export.card import model_card
 from app.export.target import Advance, Blob, discard, partial_path, publish, write_blobs
 from app.export.tuned import TunedModel, require_room, working_memory
 from app.export.weights import NAMES, header_bytes, tensor_bytes
@@ -132,4 +132,5 @@ def _write_rest(tuned: TunedModel, folder: Path, dtype: torch.dtype) -> None:
     bos = tuned.tokenizer.bos_token_id
     generation = GenerationConfig(eos_token_id=stops, pad_token_id=tuned.tokenizer.pad_token_id, bos_token_id=bos)
     generation.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(tuned, kind="merged"), encoding="utf-8")
+    card = model_card(tuned.run, tuned.manifest, tuned.adapter.config, kind="merged", exact=tuned.exact)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -8,7 +8,7 @@ Two things Ollama does not do, and the renderer does: strip the white space arou
 within one.
 """
 
-from app.export.card import provenance
+from app.card import provenance
 from app.export.tuned import TunedModel
 from app.families import ChatFormat
 
@@ -43,7 +43,7 @@ def modelfile(tuned: TunedModel, *, gguf_name: str) -> str:
     Temperature 0 and no repetition penalty, as the run is evaluated; the context is the model's own, up to 8,192
     tokens, since Ollama's default cuts conversations off at 4,096 or less without a word.
     """
-    family, facts = tuned.family, provenance(tuned)
+    family, facts = tuned.family, provenance(tuned.run, tuned.manifest)
     context = min(int(tuned.config.max_position_embeddings), 8192)
     lines = [
         f"# {facts.name}; base {facts.base}; data {facts.data}",

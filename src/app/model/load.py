@@ -1,7 +1,8 @@
 """The frozen base: which device, which arithmetic, and the weights in 4-bit NF4."""
 
 import logging
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from app.hub import checkpoint_faults
 from app.kernels.attention import has_flash
 from app.model.nf4_cache import is_intact, nf4_folder, store
 from app.model.varlen_attention import register_varlen_attention
+from app.terminal import progress_bars
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -129,7 +131,6 @@ def load_base(
         MachineError: bitsandbytes does not work here.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.utils.logging import disable_progress_bar
 
     config = read_config(base, family, revision=revision)
     if getattr(config, "quantization_config", None) is not None:
@@ -154,15 +155,13 @@ def load_base(
         attention = "varlen" if varlen else "sdpa" if device.type == "cuda" else "eager"
     if attention == "varlen":
         register_varlen_attention()
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     if stored is not None and is_intact(stored):
         kwargs = {}
         source = str(stored)
     else:
         kwargs |= {"config": config, "revision": revision}
         source = base
-    with checkpoint_faults(base):
+    with checkpoint_faults(base), loading_bars():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -173,7 +172,8 @@ def load_base(
             **kwargs,
         )
     if source == base and stored is not None:
-        store(model, stored)
+        with loading_bars():
+            store(model, stored)
     elif source != base:
         # What is trained belongs to the base, whichever copy of it was read; peft writes this name into its adapters.
         model.name_or_path = model.config.name_or_path = base
@@ -182,6 +182,25 @@ def load_base(
     if trainable:
         forbid_cpu_repacking(model)
     return model
+
+
+@contextmanager
+def loading_bars() -> Iterator[None]:
+    """What transformers counts while it reads, quantises and writes weights shows in the application's own bars."""
+    from transformers.utils.logging import set_tqdm_hook
+
+    with progress_bars() as display:
+
+        def bar(theirs: Callable[..., Any], given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            if not given:  # a bar that is moved by hand
+                return theirs(*given, **options)
+            return display.track(given[0], description=options.get("desc") or "loading")
+
+        before = set_tqdm_hook(bar)
+        try:
+            yield
+        finally:
+            set_tqdm_hook(before)
 
 
 def forbid_cpu_repacking(model: torch.nn.Module) -> None:
