@@ -1,9 +1,9 @@
 """Several processes of one run: where each begins after a resume, and what becomes of the others when one dies."""
 
 import dataclasses
+import logging
 import os
 import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from app.artifact import RunDirectory
 from app.callbacks.divergence import RolledBack
 from app.errors import RunError
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 10.0
@@ -81,7 +83,7 @@ class Ranks(Callback):
                 break
         if self._ended.wait(GRACE_SECONDS):  # in a collective that fails at once the error has its way
             return
-        print(f"error: {gone_message(self.remedy)}", file=sys.stderr, flush=True)
+        log.error(f"error: {gone_message(self.remedy)}")
         end_others(0.0)
         if run is not None:
             mark_failed(run)

@@ -43,8 +43,8 @@ def model_flops_per_token(model: torch.nn.Module) -> float:
 class Throughput(Callback):
     """Logs ``speed/tokens_per_second``, ``samples_per_second`` and, where the device's peak is known, ``mfu``.
 
-    Tokens are those attended to, prompt included, padding not, on all ranks together. Time is wall time of training alone: validation
-    between two steps is taken out.
+    Tokens are those attended to, prompt included, padding not, on all ranks together. Time is wall time of training
+    alone: validation between two steps is taken out.
     """
 
     def __init__(self) -> None:
