@@ -17,7 +17,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from app.artifact import RunDirectory
 from app.callbacks.checkpoint_files import STEP_FILES, clear, find_checkpoint, tidy
@@ -31,7 +30,7 @@ from app.callbacks.memory import MemoryMonitor
 from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
-from app.callbacks.ranks import Ranks, gone_message, rank_is_gone
+from app.callbacks.ranks import Ranks, gone_message, process_rank, rank_is_gone
 from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
@@ -134,7 +133,7 @@ class AppCLI(LightningCLI):
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
-            if not self._goes_on and rank_zero_only.rank == 0:
+            if not self._goes_on and process_rank() == 0:
                 self._held.enter_context(run.locked())
                 tidy(run)
             self._checkpoint = self._where_to_begin(run)
@@ -174,7 +173,7 @@ class AppCLI(LightningCLI):
                 remedy="go on with it by --resume auto (or --ckpt_path last), choose another --run, or start afresh "
                 "with --overwrite true",
             )
-        if rank_zero_only.rank == 0:
+        if process_rank() == 0:
             clear(run)
         return None
 
@@ -227,7 +226,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{rank_name()}error: {fault}", file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
-        if rank_zero_only.rank:
+        if process_rank():
             return 0  # rank 0 says it, and Lightning would kill it for another status
         done = f"after step {stop.step}, which is saved" if stop.step else "before there was anything to save"
         print(f"stopped by {NAMES[stop.signal]} {done}; go on with:\n  {resume_command(argv)}", file=sys.stderr)
@@ -237,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     except Exception as fault:
         if rank_is_gone(fault):
-            if rank_zero_only.rank == 0:
+            if process_rank() == 0:
                 print(f"error: {gone_message(how_to_go_on(argv))}", file=sys.stderr)
             return 2
         if not is_out_of_memory(fault):
@@ -247,7 +246,7 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"error: out of memory: {first_line(fault)}\n  remedy: {remedy}", file=sys.stderr)
         return 2
-    if rank_zero_only.rank:
+    if process_rank():
         return 0
     if cli.subcommand == "fit" and cli.config.fit.quiet:
         print(f"run {cli.trainer.default_root_dir}")
@@ -298,7 +297,7 @@ def resume_command(argv: Sequence[str]) -> str:
 
 def rank_name() -> str:
     """Before the messages of every process but the first."""
-    return f"rank {rank_zero_only.rank}: " if rank_zero_only.rank else ""
+    return f"rank {process_rank()}: " if process_rank() else ""
 
 
 def how_to_go_on(argv: Sequence[str]) -> str:
@@ -327,7 +326,7 @@ def report(run: RunDirectory) -> None:
 def quieten() -> None:
     """Silences what Lightning and its friends say that a user can do nothing about; our own lines are plain."""
     logging.basicConfig(format=f"{rank_name()}%(message)s", level=logging.WARNING)
-    logging.getLogger("app").setLevel(logging.WARNING if rank_zero_only.rank else logging.INFO)
+    logging.getLogger("app").setLevel(logging.WARNING if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -11,7 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class RandomState(Callback):
     """Saves Python's, NumPy's and torch's generators, and restores them when training begins.
 
-    Of GPUs the process's own alone: a resume may see fewer of them. Plain numbers and tensors only: the checkpoint is read with ``weights_only=True``.
+    Of GPUs the process's own alone: a resume may see fewer.
+
+    Plain numbers and tensors only: the checkpoint is read with ``weights_only=True``.
     """
 
     def __init__(self) -> None:

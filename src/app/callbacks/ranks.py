@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from app.artifact import RunDirectory
 from app.callbacks.divergence import RolledBack
@@ -88,6 +89,12 @@ class Ranks(Callback):
         if run is not None:
             mark_failed(run)
         os._exit(2)
+
+
+def process_rank() -> int:
+    """Which of the run's processes this one is, known before they have met: 0 for the one that a user has started."""
+    known: Any = rank_zero_only
+    return int(known.rank)
 
 
 def gone_message(remedy: str) -> str:
