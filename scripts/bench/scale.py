@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.csv"
         micro_batches = options.steps * options.accumulate * max(options.gpus)
-        write_rows(data, micro_batches * 4, options.length // 4)
+        write_rows(data, micro_batches * 10, options.length // 16)
         for count in options.gpus:
             try:
                 speed, peak = measure(options, count, data, Path(folder) / f"run-{count}")
