@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from app.artifact import Adaptation, BaseModel
-from app.errors import ConfigError, require_ranges
+from app.errors import require_ranges
 from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.accelerate import Acceleration, Kernels, accelerate
 from app.model.fast_step import parse_budget
-from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
+from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config, require_whole_base
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
 from app.model.passes import Passes, enable_recomputation
@@ -180,12 +179,7 @@ class QLoRAModule(LightningModule):
         if self.model is not None:
             return
         strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ConfigError(
-                f"QLoRA does not train under {type(strategy).__name__}: it would cut 4-bit weights into pieces",
-                where="trainer.strategy",
-                remedy="use --config configs/strategy/ddp.yaml, or leave the strategy out for one device",
-            )
+        require_whole_base(strategy)
         device = strategy.root_device
         # What an earlier attempt of this run has changed is known to rank 0, which wrote it down.
         self.adaptations[:] = strategy.broadcast(self.adaptations)
