@@ -146,7 +146,7 @@ def test_checkpoints_hold_the_adapter_and_no_base(finished: tuple[RunDirectory, 
     assert checkpoint["optimizer_states"]
     assert checkpoint["lr_schedulers"]
     assert "RandomState" in checkpoint["callbacks"]
-    assert checkpoint["SFTDataModule"].keys() == {"epoch", "batch", "order"}
+    assert checkpoint["SFTDataModule"].keys() == {"epoch", "batch", "ranks", "order"}
 
 
 def test_best_adapter_is_that_of_the_lowest_validation_loss(finished: tuple[RunDirectory, list[str]]) -> None:

@@ -30,6 +30,7 @@ from app.callbacks.memory import MemoryMonitor
 from app.callbacks.preflight import Preflight
 from app.callbacks.progress import TrainingProgress
 from app.callbacks.random_state import RandomState
+from app.callbacks.ranks import Ranks, gone_message, process_rank, rank_is_gone
 from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
@@ -132,7 +133,7 @@ class AppCLI(LightningCLI):
         run = RunDirectory(config.run)
         if self.subcommand == "fit":
             run.create()
-            if not self._goes_on and os.environ.get("LOCAL_RANK", "0") == "0":  # the others are its own processes
+            if not self._goes_on and process_rank() == 0:
                 self._held.enter_context(run.locked())
                 tidy(run)
             self._checkpoint = self._where_to_begin(run)
@@ -172,7 +173,8 @@ class AppCLI(LightningCLI):
                 remedy="go on with it by --resume auto (or --ckpt_path last), choose another --run, or start afresh "
                 "with --overwrite true",
             )
-        clear(run)
+        if process_rank() == 0:
+            clear(run)
         return None
 
     def before_fit(self) -> None:
@@ -199,7 +201,7 @@ class AppCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **silent}
 
 
-def default_callbacks() -> list[Callback]:
+def default_callbacks(argv: Sequence[str]) -> list[Callback]:
     """What every run has; early stopping and checkpoints, which have options, are added by AppCLI."""
     return [
         FirstBatchCheck(),
@@ -209,6 +211,7 @@ def default_callbacks() -> list[Callback]:
         LearningRateMonitor(logging_interval="step"),
         FinalValidation(),
         RandomState(),
+        Ranks(how_to_go_on(argv)),
         TrainingProgress(),
     ]
 
@@ -220,9 +223,11 @@ def main(argv: Sequence[str]) -> int:
         with stopping_at_once(), ExitStack() as held:
             cli = run_attempts(argv, held)
     except AppError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"{rank_name()}error: {fault}", file=sys.stderr)
         return fault.exit_code
     except Stopped as stop:
+        if process_rank():
+            return 0  # rank 0 says it, and Lightning would kill it for another status
         done = f"after step {stop.step}, which is saved" if stop.step else "before there was anything to save"
         print(f"stopped by {NAMES[stop.signal]} {done}; go on with:\n  {resume_command(argv)}", file=sys.stderr)
         return 128 + stop.signal
@@ -230,6 +235,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {fault}\n  remedy: correct the trainer's options", file=sys.stderr)
         return 2
     except Exception as fault:
+        if rank_is_gone(fault):
+            if process_rank() == 0:
+                print(f"error: {gone_message(how_to_go_on(argv))}", file=sys.stderr)
+            return 2
         if not is_out_of_memory(fault):
             raise
         remedy = (
@@ -237,6 +246,8 @@ def main(argv: Sequence[str]) -> int:
         )
         print(f"error: out of memory: {first_line(fault)}\n  remedy: {remedy}", file=sys.stderr)
         return 2
+    if process_rank():
+        return 0
     if cli.subcommand == "fit" and cli.config.fit.quiet:
         print(f"run {cli.trainer.default_root_dir}")
     elif cli.subcommand == "fit":
@@ -258,7 +269,7 @@ def run_attempts(argv: Sequence[str], held: ExitStack) -> AppCLI:
                 args=list(argv),
                 save_config_callback=RunRecorder,
                 seed_everything_default=42,
-                trainer_defaults={**DEFAULTS, "callbacks": default_callbacks()},
+                trainer_defaults={**DEFAULTS, "callbacks": default_callbacks(argv)},
                 parser_kwargs={"prog": "python -m app"},
                 parser_class=Parser,
                 auto_configure_optimizers=False,
@@ -284,6 +295,16 @@ def resume_command(argv: Sequence[str]) -> str:
     return f"python -m app {shlex.join(kept)} --resume auto"
 
 
+def rank_name() -> str:
+    """Before the messages of every process but the first."""
+    return f"rank {process_rank()}: " if process_rank() else ""
+
+
+def how_to_go_on(argv: Sequence[str]) -> str:
+    """After another rank's end."""
+    return f"see what it said last (killed? out of memory?), then go on with:\n  {resume_command(argv)}"
+
+
 def report(run: RunDirectory) -> None:
     """What a finished fit says last: how good, how fast, where, and what to do next."""
     manifest = run.read_manifest()
@@ -304,13 +325,14 @@ def report(run: RunDirectory) -> None:
 
 def quieten() -> None:
     """Silences what Lightning and its friends say that a user can do nothing about; our own lines are plain."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("app").setLevel(logging.INFO)
+    logging.basicConfig(format=f"{rank_name()}%(message)s", level=logging.WARNING)
+    logging.getLogger("app").setLevel(logging.WARNING if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for text in ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec"):
+    known = ("does not have many workers", "logging interval", "not resumable", "LightningCLI's args", "LeafSpec")
+    for text in (*known, "sync_dist"):  # what is logged at an epoch's end is the same on all ranks already
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -41,3 +41,18 @@ def test_rows_of_like_length_share_a_batch() -> None:
     lengths = [1, 1000] * 64
     batches = EpochBatchSampler(lengths, 8, seed=0).order(0)
     assert all(len({lengths[row] for row in batch}) == 1 for batch in batches)
+
+
+@given(lengths=LENGTHS, ranks=st.integers(1, 5), before=st.integers(1, 5), data=st.data())
+def test_ranks_share_each_turn_of_the_one_order(
+    lengths: list[int], ranks: int, before: int, data: st.DataObject
+) -> None:
+    """Also from where another number of ranks has stopped: nothing twice, nothing left out, equally many each."""
+    whole = EpochBatchSampler(lengths, 3, seed=7).order(0)
+    done = before * data.draw(st.integers(0, len(whole) // before))
+    shares = [list(EpochBatchSampler(lengths, 3, seed=7, batch=done, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    turns = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    rest = whole[done:]
+    assert turns[: len(rest)] == rest
+    assert len(turns) - len(rest) < ranks and not any(turns[len(rest) :])

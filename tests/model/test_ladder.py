@@ -220,3 +220,12 @@ def test_evaluation_never_holds_the_logits(tmp_path: Path) -> None:
         _, tokens = summed_loss(model, {"input_ids": ids, "trained": torch.ones_like(ids, dtype=torch.bool)})
     assert int(tokens) == 396
     assert 0 < largest <= CHUNK_ELEMENTS // words
+
+
+def test_settings_of_two_ranks_are_joined_to_the_tightest_of_both() -> None:
+    one = MemorySettings(rows=4, recompute=True, tighter=2)
+    two = MemorySettings(rows=2, evaluation_rows=1, length=512, tighter=1)
+    both = MemorySettings(rows=2, evaluation_rows=1, length=512, recompute=True, tighter=2)
+    joined = [max(pair) for pair in zip(one.encode(), two.encode(), strict=True)]
+    assert MemorySettings.decode(joined) == both
+    assert all(MemorySettings.decode(each.encode()) == each for each in (one, two, MemorySettings()))

@@ -17,6 +17,7 @@ from app.artifact import RunDirectory, write_atomic
 from app.cache import content_hash
 from app.card import write_adapter_card
 from app.errors import RunError, first_line
+from app.model.ladder import is_out_of_memory
 
 STEP_FILES = "step-*.ckpt"
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def read_seal(checkpoint: Path) -> Seal | None:
 def save_checkpoint(trainer: Trainer, path: Path, value: float | None = None) -> int:
     """Writes Lightning's checkpoint beside, flushes it to disk, seals it, and only then gives it its name.
 
-    The seal comes first: a file that bears its final name always has one.
+    The seal comes first: a file that bears its final name always has one. Rank 0 writes; all ranks return or raise
+    alike, for one that went its own way would leave the others waiting.
 
     Returns:
         Its size in bytes.
@@ -62,12 +64,33 @@ def save_checkpoint(trainer: Trainer, path: Path, value: float | None = None) ->
     Raises:
         OSError, RuntimeError: it could not be written (torch has no kind of its own for a full disk); nothing is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    size, fault = 0, None
+    try:
+        size = _write(trainer, path, value)
+    except Exception as raised:  # told to the other ranks below
+        if trainer.world_size == 1:
+            raise
+        fault = raised
+    said = None if fault is None else (first_line(fault), is_out_of_memory(fault))
+    size, said = trainer.strategy.broadcast((size, said))
+    if said is not None:
+        text, memory = said
+        raise (torch.OutOfMemoryError if memory else RuntimeError)(text) from fault
+    return size
+
+
+def _write(trainer: Trainer, path: Path, value: float | None) -> int:
+    if not trainer.is_global_zero:
+        trainer.save_checkpoint(path, weights_only=False)  # takes part; writes nothing
+        return 0
     part = path.with_name(f".{path.name}.part")
     try:
-        trainer.save_checkpoint(part, weights_only=False)
-        if not trainer.is_global_zero:
-            return 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(part, weights_only=False)
+        except Exception:
+            trainer.strategy.barrier()  # in which the other ranks wait
+            raise
         with part.open("rb+") as written:
             os.fsync(written.fileno())
         seal = Seal(sha256=content_hash(part), bytes=part.stat().st_size, step=trainer.global_step, value=value)

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ class Checkpoints(Checkpoint):
         self._bytes = 3 * adapter + 2**20  # weights and AdamW's two moments, at most as wide
         run = RunDirectory(trainer.default_root_dir)
         files = (self.keep + self.keep_best + 1) * self._bytes + 3 * (adapter + TOKENIZER_BYTES) + LOG_BYTES
-        there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-        free = shutil.disk_usage(run.path).free
+        there = 0
+        if trainer.is_global_zero:
+            there = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+        free, there = trainer.strategy.broadcast((shutil.disk_usage(run.path).free, there))
         if free < files - there:
             raise MachineError(
                 f"{run.path} has {free / 2**20:,.0f} MiB of free disk space; this run needs "
@@ -109,7 +112,7 @@ class Checkpoints(Checkpoint):
             self.best, self.best_step = value, trainer.global_step
             if not self.save(trainer, pl_module, value):
                 self.best, self.best_step = before
-        elif self._is_among_best(RunDirectory(trainer.default_root_dir), value):
+        elif trainer.strategy.broadcast(self._is_among_best(RunDirectory(trainer.default_root_dir), value)):
             self.save(trainer, pl_module, value)
         self._end_step(trainer, pl_module, value)
 
@@ -125,7 +128,7 @@ class Checkpoints(Checkpoint):
 
     def _end_step(self, trainer: Trainer, pl_module: LightningModule, value: float | None = None) -> None:
         """After a step, and its validation if it had one: saves what is due, and stops if a signal has asked for it."""
-        stop = self._signals.received
+        stop = any_signal(trainer, self._signals.received)
         if (stop or trainer.global_step >= self._due_step) and trainer.global_step != self._saved_step:
             self.save(trainer, pl_module, value)
         if stop:
@@ -152,12 +155,12 @@ class Checkpoints(Checkpoint):
         folders = [run.adapter_last, *([run.adapter] if self.best is None or self.best_step == step else [])]
         for folder in folders:
             self._write_adapter(trainer, pl_module, folder)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero:  # the others read no folder in training
             prune(run, keep=self.keep, best=self.keep_best)
         return True
 
     def _write(self, trainer: Trainer, run: RunDirectory, value: float | None) -> None:
-        free = shutil.disk_usage(run.path).free
+        free = trainer.strategy.broadcast(shutil.disk_usage(run.path).free)
         if free < self._bytes + LOG_BYTES:
             raise OSError(f"{free / 2**20:,.0f} MiB are free, {(self._bytes + LOG_BYTES) / 2**20:,.0f} MiB are needed")
         shown = ("train/", "val/") if value is not None else ("train/",)
@@ -175,7 +178,7 @@ class Checkpoints(Checkpoint):
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = RunDirectory(trainer.default_root_dir)
         path = run.checkpoints / f"step-{self.best_step:06d}.ckpt"
-        fault = fault_of(path) if path.is_file() else "it is gone"
+        fault = trainer.strategy.broadcast(fault_of(path) if path.is_file() else "it is gone")
         if fault is not None:
             log.warning(
                 f"the best checkpoint {path} cannot be restored: {fault}; {run.adapter} is as it was saved then"
@@ -184,6 +187,15 @@ class Checkpoints(Checkpoint):
         best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         pl_module.load_state_dict(best, strict=False)
         self._write_adapter(trainer, pl_module, run.adapter)
+
+
+def any_signal(trainer: Trainer, received: signal.Signals | None) -> signal.Signals | None:
+    """The signal that any rank has received: all of them stop after the same step."""
+    if trainer.world_size == 1:
+        return received
+    number = torch.tensor(received or 0, device=trainer.strategy.root_device)
+    number = trainer.strategy.reduce(number, reduce_op="max")
+    return signal.Signals(int(number)) if number else None
 
 
 def failure_of(write: Callable[[], object], device: torch.device, *, again: bool = True) -> str | None:

@@ -109,7 +109,9 @@ class Divergence(Callback):
         cause = f"{self.patience} steps in a row, from step {self._in_a_row[0]} on, had no finite loss or gradient"
         scale = module.adaptations[-1].lr_scale if module.adaptations else 1.0
         good = self._in_a_row[0] - 1
-        drop_after(RunDirectory(trainer.default_root_dir), good)
+        if trainer.is_global_zero:
+            drop_after(RunDirectory(trainer.default_root_dir), good)
+        trainer.strategy.barrier("the checkpoints after it are gone")
         if scale == 1:
             change = f"back to before them, with {self.lr_factor:g} times the learning rate"
             module.passes.note(cause, change, lr_scale=self.lr_factor)
@@ -123,7 +125,8 @@ class Divergence(Callback):
     def _rows(self, trainer: Trainer) -> list[str]:
         """The rows of the skipped steps, by file and line."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        window, per_epoch = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
+        window = trainer.accumulate_grad_batches * trainer.world_size
+        per_epoch = int(trainer.num_training_batches) * trainer.world_size
         steps_per_epoch = -(-per_epoch // window)
         named = []
         for step in self._in_a_row:

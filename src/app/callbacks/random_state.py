@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class RandomState(Callback):
     """Saves Python's, NumPy's and torch's generators, and restores them when training begins.
 
+    Of GPUs the process's own alone: a resume may see fewer.
+
     Plain numbers and tensors only: the checkpoint is read with ``weights_only=True``.
     """
 
@@ -23,7 +25,7 @@ class RandomState(Callback):
             "python": random.getstate(),
             "numpy": [str(kind), keys.tolist(), int(position), int(has_gauss), float(gauss)],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -38,5 +40,5 @@ class RandomState(Callback):
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
         torch.set_rng_state(self._loaded["torch"])
         if self._loaded["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self._loaded["cuda"])
+            torch.cuda.set_rng_state(self._loaded["cuda"][0])
         self._loaded = None

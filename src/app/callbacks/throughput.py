@@ -43,8 +43,8 @@ def model_flops_per_token(model: torch.nn.Module) -> float:
 class Throughput(Callback):
     """Logs ``speed/tokens_per_second``, ``samples_per_second`` and, where the device's peak is known, ``mfu``.
 
-    Tokens are those attended to, prompt included, padding not. Time is wall time of training alone: validation
-    between two steps is taken out.
+    Tokens are those attended to, prompt included, padding not, on all ranks together. Time is wall time of training
+    alone: validation between two steps is taken out.
     """
 
     def __init__(self) -> None:
@@ -85,6 +85,9 @@ class Throughput(Callback):
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         tokens, samples = map(int, self._window)
+        if trainer.world_size > 1:
+            window = torch.tensor([tokens, samples], device=pl_module.device)
+            tokens, samples = trainer.strategy.reduce(window, reduce_op="sum").tolist()
         self._window = [0, 0]
         self.tokens += tokens
         self.samples += samples

@@ -17,13 +17,15 @@ from app.data.lengths import TooLong
 from app.data.pack import Packed, PackedRows
 from app.data.packing import best_fit_decreasing, efficiency
 from app.data.records import Conversation
-from app.data.sampler import EpochBatchSampler
+from app.data.sampler import EpochBatchSampler, shard
 from app.data.split import SPLITS
 from app.data.tokenize import Encoding, load_tokenizer
 from app.data.tokenized import kept_conversations, prepared_folder, split_conversations, split_hash, tokenized
 from app.errors import DataError, RunError, require_ranges, several
 from app.families import get_family
 
+NOTHING = 8
+"""Tokens of the row that a rank without a batch runs."""
 log = logging.getLogger(__name__)
 
 
@@ -151,6 +153,8 @@ class SFTDataModule(LightningDataModule):
 
     def collate(self, rows: Sequence[Encoding]) -> dict[str, Tensor]:
         """Rows padded at the end to the longest: input_ids [B, T], attention_mask [B, T], trained [B, T]."""
+        if not rows:
+            return self._nothing(NOTHING)
         width = max(len(row.input_ids) for row in rows)
         input_ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))  # [B, T]
         attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
@@ -167,12 +171,27 @@ class SFTDataModule(LightningDataModule):
 
         ``size`` [2] is what they hold: tokens without padding, and samples.
         """
+        if not rows:
+            return self._nothing(self.max_length)
         return {
             "input_ids": torch.tensor([row.input_ids for row in rows]),
             "position_ids": torch.tensor([row.position_ids for row in rows]),
             "trained": torch.tensor([row.trained for row in rows]),
             "size": torch.tensor([sum(row.tokens for row in rows), sum(row.samples for row in rows)]),
         }
+
+    def _nothing(self, width: int) -> dict[str, Tensor]:
+        """A row in which nothing is trained, for a rank whose turn has no batch left: [1, width]."""
+        return {
+            "input_ids": torch.full((1, width), int(self.tokenizer.pad_token_id)),
+            "position_ids": torch.arange(width)[None],
+            "trained": torch.zeros((1, width), dtype=torch.bool),
+            "size": torch.zeros(2, dtype=torch.int64),
+        }
+
+    def _ranks(self) -> tuple[int, int]:
+        """Which of how many processes this one is; the only one without a trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _loader(self, rows: Any, collate: Any, order: Any) -> DataLoader[Any]:
         # A generator of its own: drawing worker seeds from the global one would change the run's random numbers.
@@ -182,11 +201,14 @@ class SFTDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         rows = self.rows[split]
         order = EpochBatchSampler(rows.lengths.tolist(), self.eval_batch_size, seed=self.seed).order(0)
-        return self._loader(rows, self.collate, order)
+        return self._loader(rows, self.collate, shard(order, *self._ranks()))
 
     def _training_order(self, epoch: int = 0, batch: int = 0) -> EpochBatchSampler:
         lengths = [self.max_length] * len(self.packed) if self.packed else self.rows["train"].lengths.tolist()
-        return EpochBatchSampler(lengths, self.batch_size, seed=self.seed, epoch=epoch, batch=batch)
+        rank, ranks = self._ranks()
+        return EpochBatchSampler(
+            lengths, self.batch_size, seed=self.seed, epoch=epoch, batch=batch, rank=rank, ranks=ranks
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         rows, collate = (self.packed, self.collate_packed) if self.packed else (self.rows["train"], self.collate)
@@ -208,10 +230,10 @@ class SFTDataModule(LightningDataModule):
         return self.collate([rows[row] for row in longest]) if longest else None
 
     def samples_of(self, epoch: int, batches: Sequence[int]) -> list[Conversation]:
-        """The conversations in some training batches of an epoch; tokenises the split again to find them."""
+        """The conversations in some training batches of an epoch, counted over all ranks; tokenises the split again."""
         assert self._folder is not None, "setup has not run yet"
         order = self._training_order().order(epoch)
-        rows = [row for batch in batches for row in order[batch]]
+        rows = [row for batch in batches for row in (order[batch] if batch < len(order) else ())]
         if self.packed:
             rows = [sample for row in rows for sample in self.packed.bins[row]]
         kept = kept_conversations(
@@ -222,12 +244,13 @@ class SFTDataModule(LightningDataModule):
         return [found[row] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the order stands, and which order it is. The total count is right at every place Lightning saves: after
-        a batch, after a validation, at an epoch's end (its per-epoch counters differ between these)."""
+        """Where the order stands, in batches of all ranks, and which order it is. The total count is right at every
+        place Lightning saves: after a batch, after a validation, at an epoch's end (its per-epoch counters differ)."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, batch = divmod(progress.total.processed, int(self.trainer.num_training_batches))
-        return {"epoch": epoch, "batch": batch, "order": self._identity()}
+        ranks = self.trainer.world_size
+        return {"epoch": epoch, "batch": batch * ranks, "ranks": ranks, "order": self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on in the order.

@@ -1,6 +1,6 @@
 """What is given up when memory runs out: time first; parts of rows last, and only where that is allowed."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,6 +8,7 @@ import torch
 
 TIGHTEST = 5
 """How often the fast kernels' memory budget is lowered by a tenth: after five times 59 % of it are left."""
+UNLIMITED = 2**31
 
 Phase = Literal["training", "evaluation"]
 Trade = Literal["budget", "recompute", "offload"]
@@ -32,6 +33,25 @@ class MemorySettings:
     tighter: int = 0
     evaluation_rows: int | None = None
     length: int | None = None
+
+    def encode(self) -> list[int]:
+        """Numbers of which the largest is what saves most memory: those of several ranks are joined by a maximum."""
+        limits = (self.rows, self.evaluation_rows, self.length)
+        return [*(-(limit or UNLIMITED) for limit in limits), self.recompute, self.offload, self.tighter]
+
+    @classmethod
+    def decode(cls, codes: Sequence[int]) -> "MemorySettings":
+        """The settings that ``encode`` gave, or the tightest of several."""
+        rows, evaluation_rows, length = (None if code == -UNLIMITED else -code for code in codes[:3])
+        recompute, offload, tighter = codes[3:]
+        return cls(
+            rows=rows,
+            evaluation_rows=evaluation_rows,
+            length=length,
+            recompute=bool(recompute),
+            offload=bool(offload),
+            tighter=tighter,
+        )
 
 
 def next_rung(

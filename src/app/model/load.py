@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from app.errors import MachineError, ModelError
+from app.errors import ConfigError, MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
 from app.kernels.attention import has_flash
@@ -17,6 +17,7 @@ from app.model.varlen_attention import register_varlen_attention
 from app.terminal import progress_bars
 
 if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
     from transformers import PretrainedConfig, PreTrainedModel
 
 Quantization = Literal["nf4", "none"]
@@ -71,6 +72,22 @@ def read_config(base: str, family: Family, *, revision: str | None = None) -> "P
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     check_model_type(family, config.model_type, checkpoint=base)
     return config
+
+
+def require_whole_base(strategy: "Strategy") -> None:
+    """Refuses strategies that cut weights into pieces: 4-bit ones in bytes are no legal shards.
+
+    Raises:
+        ConfigError: it is neither DDP nor for a single device.
+    """
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigError(
+            f"QLoRA does not train under {type(strategy).__name__}: it would cut 4-bit weights into pieces",
+            where="trainer.strategy",
+            remedy="use --config configs/strategy/ddp.yaml, or leave the strategy out for one device",
+        )
 
 
 def require_bitsandbytes(device: torch.device) -> None:

@@ -18,7 +18,7 @@ from app.families import get_family
 from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.accelerate import Acceleration, Kernels, accelerate
 from app.model.fast_step import parse_budget
-from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
+from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config, require_whole_base
 from app.model.lora import attach_lora
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
 from app.model.passes import Passes, enable_recomputation
@@ -178,7 +178,13 @@ class QLoRAModule(LightningModule):
         """Loads base and adapter onto the trainer's device (Lightning calls it once, before the first batch)."""
         if self.model is not None:
             return
-        device = self.trainer.strategy.root_device
+        strategy = self.trainer.strategy
+        require_whole_base(strategy)
+        device = strategy.root_device
+        # What an earlier attempt of this run has changed is known to rank 0, which wrote it down.
+        self.adaptations[:] = strategy.broadcast(self.adaptations)
+        if self.trainer.local_rank > 0:
+            strategy.barrier("the first rank has stored the model in 4 bits")
         base = load_base(
             self.base,
             self.family,
@@ -190,6 +196,8 @@ class QLoRAModule(LightningModule):
             attention=self.attention,
             trainable=True,
         )
+        if self.trainer.local_rank == 0 and self.trainer.world_size > 1:
+            strategy.barrier("the first rank has stored the model in 4 bits")
         self.model = attach_lora(
             base,
             self.family,
@@ -237,7 +245,7 @@ class QLoRAModule(LightningModule):
             summed_loss,
             [parameter for parameter in self.parameters() if parameter.requires_grad],
             rows=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]  # set by Trainer.fit
-            acceleration=self.acceleration if self.trainer.world_size == 1 else None,
+            acceleration=self.acceleration,
             budget=self.memory_budget,
             optimizer=self.optimizer,
             divisor=self.trainer.accumulate_grad_batches,
@@ -250,22 +258,18 @@ class QLoRAModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.passes is not None, "on_fit_start has not run yet"
-        if self.trainer.world_size == 1:
-            self.passes.window.add(batch)
-            return torch.as_tensor(self.passes.window.loss)  # so that Lightning sees a loss; nothing is done with it
-        loss, tokens = summed_loss(self.causal_lm, batch)
-        self.passes.window.count(loss.detach(), tokens)
-        return loss
+        self.passes.window.add(batch)
+        return torch.as_tensor(self.passes.window.loss)  # so that Lightning sees a loss; nothing is done with it
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Nothing on one GPU: ``training_step`` has made the gradients. DDP wants to do it itself."""
-        if self.trainer.world_size > 1:
-            super().backward(loss, *args, **kwargs)
+        """``training_step`` has made the gradients; at a window's end those of all ranks are averaged."""
+        assert self.passes is not None
+        if self.trainer.world_size > 1 and not self.trainer.fit_loop._should_accumulate():
+            self.passes.agree(self.trainer.strategy)
+            self.passes.window.hand_to_ranks()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing on one GPU: Lightning calls it between ``training_step``, which makes gradients, and ``backward``."""
-        if self.trainer.world_size > 1:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+        """Nothing: Lightning calls it between ``training_step``, which makes gradients, and ``backward``."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the window's gradient sum into the gradient of its mean loss per trained token.

@@ -18,6 +18,7 @@ from app.model.optimizer import OptimizerName
 from app.model.window import Window, pieces, release_memory
 
 if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
     from peft import PeftModel
 
     from app.model.module import Batch
@@ -144,6 +145,19 @@ class Passes:
         self.settings, change = rung
         self.note(cause, change)
         self._apply()
+
+    def agree(self, strategy: "Strategy") -> None:
+        """Takes over what another rank has given up for memory, at a window's end: a resume is without its error.
+
+        Args:
+            strategy: Lightning's, over whose ranks settings are compared.
+        """
+        codes = torch.tensor(self.settings.encode(), device=self._device)
+        tightest = MemorySettings.decode(strategy.reduce(codes, reduce_op="max").tolist())
+        if tightest != self.settings:
+            self.settings = tightest
+            self.note("another rank ran out of memory", "what it has given up is given up here too")
+            self._apply()
 
     def note(self, cause: str, change: str, *, lr_scale: float | None = None) -> None:
         """Logs a change that keeps the run alive and adds it to the run's adaptations."""

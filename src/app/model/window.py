@@ -86,6 +86,17 @@ class Window:
             self._begin_again()
             fault = self._run(self._batches)
 
+    def hand_to_ranks(self) -> None:
+        """Gives the window's gradients to torch's DistributedDataParallel, which leaves the mean over ranks in them.
+
+        Its hooks fire where a parameter's gradient is added to. During the window they do not listen: a rank that runs
+        out of memory runs its window again, and a recorded step's backward pass is no Python. So every gradient is
+        taken out and added once more, which costs a copy of megabytes.
+        """
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
+        self._drop_gradients()
+        torch.autograd.backward(self._parameters, gradients)
+
     def _run(self, batches: "Sequence[Batch]") -> tuple[int, int, Exception] | None:
         """Rows and length of the piece that did not fit, and the fault; None when all did.
 

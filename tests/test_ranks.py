@@ -1,0 +1,105 @@
+"""Two processes and one: the same curve, each other's checkpoints, and the end of both when one dies."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from app.artifact import RunDirectory
+from conftest import TinyCheckpoint
+from support.fitting import arguments, fit, write_csv
+from support.ranks import LIMIT, curve, finish, start
+
+
+@pytest.fixture(scope="module")
+def options(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two epochs of 24 rows, six to a step."""
+    data = write_csv(tmp_path_factory.mktemp("ranks") / "rows.csv")
+    return arguments(
+        tiny("smollm2"),
+        data,
+        Path("runs"),
+        model__family="smollm2",
+        model__dtype="float32",
+        model__optimizer="adamw",
+        trainer__max_epochs=2,
+        trainer__accumulate_grad_batches=6,
+        data__batch_size=1,
+        validate_every=2,
+        checkpoints__keep=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The run of one process."""
+    run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
+    fit(*options, "--run", str(run.path))
+    return run
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_and_go_on_from_its_checkpoint(
+    options: list[str], alone: RunDirectory, tmp_path: Path
+) -> None:
+    """From a checkpoint of one process, inside an epoch: the same losses and validations on two."""
+    run = RunDirectory(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    for name in ("step-000002.ckpt", "step-000002.json"):
+        (run.checkpoints / name).write_bytes((alone.checkpoints / name).read_bytes())
+    two = ["--run", str(run.path), "--resume", "auto", "--trainer.accumulate_grad_batches", "3"]
+    status, said = finish(start([*options, *two]))
+    assert status == 0, said
+    for name in ("train/loss", "val/loss"):
+        want = {step: value for step, value in curve(alone, name).items() if step > 2}
+        assert len(want) >= 3
+        assert curve(run, name) == pytest.approx(want, rel=1e-5)
+    result, wanted = run.read_manifest().result, alone.read_manifest().result
+    assert (result["steps"], result["tokens"]) == (wanted["steps"], wanted["tokens"])
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
+    options: list[str], alone: RunDirectory, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    here = [*options, "--run", str(run.path)]
+    process = start([*here, "--trainer.accumulate_grad_batches", "3"])
+    until = time.monotonic() + LIMIT
+    while not (run.checkpoints / "step-000003.ckpt").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    (other,) = [each for each in psutil.Process(process.pid).children() if "fit" in each.cmdline()]
+    other.kill()
+    status, said = finish(process)
+    assert status == 2, said
+    assert said.count("error: ") == said.count("another rank of this run has ended") == 1
+    assert "--resume auto" in said and "Traceback" not in said
+    assert run.read_manifest().status == "failed"
+    fit(*here, "--resume", "auto")
+    assert run.read_manifest().status == "finished"
+    assert curve(run) == pytest.approx(curve(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_real_model_learns_the_same_on_packed_rows(smollm2: Path, tmp_path: Path) -> None:
+    """SmolLM2 on packed rows: four micro-batches a step on one process, two on each of two."""
+    runs = [RunDirectory(tmp_path / name) for name in ("one", "two")]
+    data = write_csv(tmp_path / "rows.csv")
+    for run, window in zip(runs, (4, 2), strict=True):
+        options = arguments(
+            smollm2, data, run.path, model__family="smollm2", model__optimizer="adamw", data__packing="true",
+            data__max_length=128, trainer__max_steps=2, trainer__accumulate_grad_batches=window, validate_every=2,
+            preflight="false", run_page__samples_every=0, checkpoints__every=2, model__gradient_checkpointing="false",
+        )  # fmt: skip
+        if window == 4:
+            fit(*options)
+        else:
+            status, said = finish(start(options))
+            assert status == 0, said
+    one, two = map(curve, runs)
+    assert len(one) == 2 and two == pytest.approx(one, rel=2e-3)  # bfloat16 where the processor has it
+    validated = [curve(run, "val/loss") for run in runs]
+    assert validated[0] and validated[1] == pytest.approx(validated[0], rel=2e-3)
+    assert torch.isfinite(torch.tensor(list(two.values()))).all()
