@@ -1,5 +1,6 @@
 """The ladder on a GPU whose memory ends early, and the optimizer that exists on GPUs alone."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,29 @@ from app.artifact import RunDirectory
 from app.callbacks.preflight import step_in_place
 from app.model.optimizer import OptimizerName, build_optimizer
 from support.faults import with_callback
-from support.fitting import arguments, fit, write_csv
+from support.fitting import arguments, fit
 
 pytestmark = pytest.mark.gpu
 
 
+def write_long_questions(path: Path) -> Path:
+    """Rows of about 450 tokens of SmolLM2's, a tenth of them trained: the layers take the memory, hardly the head."""
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["id", "question", "answer", "group"])
+        for number in range(40):
+            parts = " plus ".join(str(number + part) for part in range(90))
+            answer = f"It begins with {number}." + " A sum adds one number to another." * 5
+            writer.writerow([f"row-{number}", f"What is {parts}?", answer, f"group-{number // 4}"])
+    return path
+
+
 def finished(base: Path, folder: Path, name: str, *, mebibytes: int | None, kernels: str) -> tuple[float, list[str]]:
-    """The loss of three steps of 2 x 8 rows, and what was changed on the way."""
+    """The loss of three steps of 8 rows, and what was changed on the way."""
     fault = with_callback(folder, "LimitGPU", mebibytes=mebibytes) if mebibytes is not None else []
     options = arguments(
         base,
-        write_csv(folder / "rows.csv"),
+        write_long_questions(folder / "rows.csv"),
         folder / name,
         model__family="smollm2",
         model__gradient_checkpointing=False,
@@ -36,10 +49,10 @@ def finished(base: Path, folder: Path, name: str, *, mebibytes: int | None, kern
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "expected"), [(600, ["training takes"]), (90, ["training takes", "each layer is recomputed"])]
+    ("mebibytes", "expected"), [(1500, ["training takes"]), (250, ["training takes", "each layer is recomputed"])]
 )
 def test_less_memory_gives_the_same_steps(smollm2: Path, tmp_path: Path, mebibytes: int, expected: list[str]) -> None:
-    """SmolLM2 saves about 0.7 MiB a token without recomputation: 8 rows of 150 tokens take 0.9 GiB, one takes 0.1."""
+    """SmolLM2's plain layers save 1.1 MiB a token: 8 rows take 4 GiB, one 0.5, and one that is recomputed about 0.1."""
     loss, changes = finished(smollm2, tmp_path, "free", mebibytes=None, kernels="none")
     assert not changes
     less, changes = finished(smollm2, tmp_path, "capped", mebibytes=mebibytes, kernels="none")
@@ -49,10 +62,12 @@ def test_less_memory_gives_the_same_steps(smollm2: Path, tmp_path: Path, mebibyt
 
 
 def test_fast_kernels_climb_too(smollm2: Path, tmp_path: Path) -> None:
-    loss, _ = finished(smollm2, tmp_path, "free", mebibytes=None, kernels="bf16")
-    less, changes = finished(smollm2, tmp_path, "capped", mebibytes=250, kernels="bf16")
+    """They keep 0.34 MiB a token on a card whose driver says that it is empty: 8 rows take 1.2 GiB, two 0.3."""
+    loss, changes = finished(smollm2, tmp_path, "free", mebibytes=None, kernels="bf16")
+    assert not changes
+    less, changes = finished(smollm2, tmp_path, "capped", mebibytes=600, kernels="bf16")
     assert less == pytest.approx(loss, rel=1e-2)
-    assert changes
+    assert changes and all(change.startswith("training takes") for change in changes), changes
 
 
 @pytest.mark.parametrize("name", ["paged_adamw_8bit", "adamw_8bit", "adamw"])

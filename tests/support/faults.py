@@ -109,12 +109,18 @@ class LimitGPU(Callback):
         self.mebibytes = mebibytes
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        import gc
+
+        gc.collect()  # an earlier run's model, freed later, would be memory beyond the limit
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(pl_module.device).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + self.mebibytes * 2**20) / total)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
 
 class FillDisk(Callback):
