@@ -100,8 +100,9 @@ class FastStep:
         self._graph.release()
 
     def _plan(self, rows: int, length: int) -> None:
-        # A graph of smaller shapes gives its memory back before what is in use is counted.
+        # A graph of smaller shapes gives its memory back before what is in use is counted, and so does a failed pass.
         self._graph = StepGraph(self._loss, self._parameters)
+        self._acceleration.store.begin()
         plans = fit_to_budget(
             self._causal_lm,
             self._acceleration,
