@@ -225,7 +225,11 @@ def main() -> None:
     lines = ["| family | part | plan (MiB) | measured (MiB) | deviation |", "|---|---|---|---|---|"]
     for family in args.families:
         command = [sys.executable, __file__, "--one", *sys.argv[1:], "--families", family]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout)
+        except subprocess.TimeoutExpired:
+            lines.append(f"| {family} | failed: not done after {args.timeout:.0f} s | | | |")
+            continue
         result = next((line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
         if result is None:
             print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
