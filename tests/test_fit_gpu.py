@@ -17,7 +17,7 @@ from app.generate.sampling import Sampling
 from app.generate.session import Session, open_run
 from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.memory import read_memory
-from app.model.module import summed_loss
+from app.model.loss import summed_loss
 from conftest import ROOT, TinyCheckpoint
 from support.fitting import arguments, fit, write_csv
 

@@ -24,7 +24,7 @@ from app.families import get_family
 from app.model.lean_lora import lean_adapters
 from app.model.load import load_base, pick_dtype
 from app.model.lora import attach_lora
-from app.model.module import summed_loss
+from app.model.loss import summed_loss
 
 LORA: dict[str, Any] = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ["all"], "rslora": False, "dora": False}
 Step = Callable[[Any], torch.Tensor]

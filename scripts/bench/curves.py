@@ -63,7 +63,7 @@ def heldout_loss(run: Any) -> float:
 
     from app.evaluate.heldout import open_heldout
     from app.generate.session import open_run
-    from app.model.module import summed_loss
+    from app.model.loss import summed_loss
 
     session, data = open_run(run.path), open_heldout(run.read_manifest())
     total = count = 0.0

@@ -13,7 +13,7 @@ from app.data.pack import PackedRows, pack
 from app.data.packing import best_fit_decreasing, efficiency
 from app.data.tokenize import Encoding
 from app.families import Family
-from app.model.module import Batch, summed_loss
+from app.model.loss import Batch, summed_loss
 from app.model.varlen_attention import register_varlen_attention
 from conftest import TinyCheckpoint
 

@@ -11,7 +11,7 @@ from app.__main__ import main
 from app.artifact import RunDirectory
 from app.kernels.linear_cross_entropy import CHUNK_ELEMENTS
 from app.model.ladder import MemorySettings, Phase, Trade, next_rung
-from app.model.module import summed_loss
+from app.model.loss import summed_loss
 from app.model.window import Window, pieces
 from conftest import TinyCheckpoint
 from support.faults import with_callback

@@ -13,7 +13,8 @@ from app.families import Family
 from app.model.accelerate import swap_in
 from app.model.load import load_base
 from app.model.lora import attach_lora
-from app.model.module import QLoRAModule, summed_loss
+from app.model.loss import summed_loss
+from app.model.module import QLoRAModule
 from conftest import TinyCheckpoint
 from support.fitting import write_csv
 

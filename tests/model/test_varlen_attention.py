@@ -12,7 +12,7 @@ from app.families import Family
 from app.model.accelerate import swap_in
 from app.model.load import load_base
 from app.model.lora import attach_lora
-from app.model.module import Batch, summed_loss
+from app.model.loss import Batch, summed_loss
 from conftest import TinyCheckpoint
 
 LENGTHS = (31, 64, 17, 100, 44)

@@ -18,7 +18,7 @@ from app.model.step_graph import StepGraph
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from app.model.module import Batch
+    from app.model.loss import Batch
 
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 """Bytes of optimizer state per trained parameter: two moments in 32 or 8 bits."""

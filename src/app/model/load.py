@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from app.errors import ConfigError, MachineError, ModelError
+from app.errors import MachineError, ModelError
 from app.families import Family, check_model_type
 from app.hub import checkpoint_faults
 from app.kernels.attention import has_flash
@@ -17,7 +17,6 @@ from app.model.varlen_attention import register_varlen_attention
 from app.terminal import progress_bars
 
 if TYPE_CHECKING:
-    from lightning.pytorch.strategies import Strategy
     from transformers import PretrainedConfig, PreTrainedModel
 
 Quantization = Literal["nf4", "none"]
@@ -74,22 +73,6 @@ def read_config(base: str, family: Family, *, revision: str | None = None) -> "P
     return config
 
 
-def require_whole_base(strategy: "Strategy") -> None:
-    """Refuses strategies that cut weights into pieces: 4-bit ones in bytes are no legal shards.
-
-    Raises:
-        ConfigError: it is neither DDP nor for a single device.
-    """
-    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        raise ConfigError(
-            f"QLoRA does not train under {type(strategy).__name__}: it would cut 4-bit weights into pieces",
-            where="trainer.strategy",
-            remedy="use --config configs/strategy/ddp.yaml, or leave the strategy out for one device",
-        )
-
-
 def require_bitsandbytes(device: torch.device) -> None:
     """Refuses early where bitsandbytes cannot work.
 
@@ -126,6 +109,7 @@ def load_base(
     double_quant: bool = True,
     attention: Attention = "auto",
     trainable: bool = False,
+    mapped: bool = False,
 ) -> "PreTrainedModel":
     """The base model on its device, frozen, every linear layer but the head in NF4 (QLoRA, arXiv 2305.14314).
 
@@ -142,6 +126,8 @@ def load_base(
         attention: "auto" is varlen (`app.model.varlen_attention`) to train on a GPU in 16 bits, SDPA to generate there,
             and eager on a CPU, where it was faster at short rows (2026-11).
         trainable: whether gradients will flow through it; turns off what trains wrongly (see below).
+        mapped: leave the weights on disk, mapped into CPU memory, for `app.model.shard` to move piece by piece: from
+            the stored NF4 copy processes share the file's pages and take no memory of their own.
 
     Raises:
         ModelError: the checkpoint cannot be had, is damaged, or is of another family.
@@ -158,9 +144,10 @@ def load_base(
         )
     kwargs: dict[str, Any] = {}
     stored: Path | None = None
+    held = torch.device("cpu") if mapped else device
     if quantization == "nf4":
         require_bitsandbytes(device)
-        stored = nf4_folder(base, config, device=device, dtype=dtype, double_quant=double_quant)
+        stored = nf4_folder(base, config, device=held, dtype=dtype, double_quant=double_quant)
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -182,7 +169,7 @@ def load_base(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
-            device_map={"": device},
+            device_map={"": held},
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,

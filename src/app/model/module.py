@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,68 +13,20 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from app.artifact import Adaptation, BaseModel
-from app.errors import require_ranges
+from app.errors import ConfigError, require_ranges
 from app.families import get_family
-from app.kernels.linear_cross_entropy import linear_cross_entropy
 from app.model.accelerate import Acceleration, Kernels, accelerate
 from app.model.fast_step import parse_budget
-from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config, require_whole_base
+from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype, read_config
 from app.model.lora import attach_lora
+from app.model.loss import Batch, summed_loss
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
 from app.model.passes import Passes, enable_recomputation
-from app.model.varlen_attention import NAME as VARLEN
-from app.model.varlen_attention import packed_documents
+from app.model.shard import require_strategy, shard_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-class Batch(TypedDict):
-    """Rows of equal length: one sample each, padded at the end, or several packed ones.
-
-    Attributes:
-        input_ids: [B, T] int64.
-        trained: [B, T] bool, True where the token itself is one to learn.
-        attention_mask: [B, T] int64, 0 where padded; padded rows only.
-        position_ids: [B, T] int64, from 0 in each sample; packed rows only.
-    """
-
-    input_ids: Tensor
-    trained: Tensor
-    attention_mask: NotRequired[Tensor]
-    position_ids: NotRequired[Tensor]
-
-
-def summed_loss(causal_lm: "PreTrainedModel", batch: Batch) -> tuple[Tensor, Tensor]:
-    """The negative log likelihood of a batch's trained tokens, in nats, and how many they are.
-
-    The head is applied at positions whose next token is trained and nowhere else. A row's first token has nothing
-    before it to be predicted from and never counts. Without an attention mask transformers lets no sample of a packed
-    row see another: a sample begins where positions do (masking_utils.find_packed_sequence_indices, 5.23).
-
-    Args:
-        causal_lm: the transformers model itself; peft has put its layers inside it.
-        batch: padded or packed rows.
-
-    Returns:
-        The sum (float32 scalar, differentiable) and the count (int64 scalar).
-    """
-    positions = batch.get("position_ids")
-    packed = {}
-    if positions is not None and causal_lm.config._attn_implementation == VARLEN:
-        packed = {"documents": packed_documents(positions)}
-    states = causal_lm.get_decoder()(
-        input_ids=batch["input_ids"],
-        attention_mask=batch.get("attention_mask"),
-        position_ids=positions,
-        use_cache=False,
-        **packed,
-    ).last_hidden_state  # [B, T, D]
-    next_trained = batch["trained"][:, 1:]  # [B, T-1]
-    hidden = states[:, :-1][next_trained]  # [N, D]
-    targets = batch["input_ids"][:, 1:][next_trained]  # [N]
-    return linear_cross_entropy(hidden, causal_lm.get_output_embeddings().weight, targets), next_trained.sum()
 
 
 class QLoRAModule(LightningModule):
@@ -109,6 +61,8 @@ class QLoRAModule(LightningModule):
         memory_budget: GPU memory that training may take, such as 7150MiB; auto is nearly the whole card. Results that
             do not fit are copied to CPU memory or recomputed. For the fast kernels only.
         shorten_to: tokens that rows may be cut to when memory runs out and nothing else helps; null is never.
+        shard_base: on several GPUs each holds a share of the frozen weights (torch's FSDP) instead of all of them: for
+            models whose 4-bit weights do not fit one; slower, and with the plain layers only.
     """
 
     def __init__(
@@ -135,6 +89,7 @@ class QLoRAModule(LightningModule):
         kernels: Kernels = "auto",
         memory_budget: str = "auto",
         shorten_to: int | None = None,
+        shard_base: bool = False,
     ) -> None:
         super().__init__()
         require_ranges(
@@ -149,6 +104,12 @@ class QLoRAModule(LightningModule):
                 "shorten_to": (shorten_to or 8, 8, 10**9),
             },
         )
+        if shard_base and kernels in ("bf16", "fp8"):
+            raise ConfigError(
+                f"the fast layers (model.kernels {kernels}) need whole weights, and model.shard_base cuts them",
+                where="model.kernels",
+                remedy="leave it at auto or none; or train without model.shard_base, if the model fits one GPU",
+            )
         self.base, self.family, self.revision = base, get_family(family), revision
         self.quantization, self.double_quant, self.dtype_name, self.attention = (
             quantization,
@@ -161,7 +122,7 @@ class QLoRAModule(LightningModule):
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.optimizer, self.gradient_checkpointing = optimizer, gradient_checkpointing
         self.kernels, self.memory_budget = kernels, parse_budget(memory_budget)
-        self.shorten_to = shorten_to
+        self.shorten_to, self.shard_base = shorten_to, shard_base
         self.acceleration: Acceleration | None = None
         self.passes: Passes | None = None
         self.adaptations: list[Adaptation] = []
@@ -179,7 +140,7 @@ class QLoRAModule(LightningModule):
         if self.model is not None:
             return
         strategy = self.trainer.strategy
-        require_whole_base(strategy)
+        require_strategy(strategy)
         device = strategy.root_device
         # What an earlier attempt of this run has changed is known to rank 0, which wrote it down.
         self.adaptations[:] = strategy.broadcast(self.adaptations)
@@ -195,6 +156,7 @@ class QLoRAModule(LightningModule):
             double_quant=self.double_quant,
             attention=self.attention,
             trainable=True,
+            mapped=self.sharded,
         )
         if self.trainer.local_rank == 0 and self.trainer.world_size > 1:
             strategy.barrier("the first rank has stored the model in 4 bits")
@@ -212,6 +174,17 @@ class QLoRAModule(LightningModule):
             enable_recomputation(self.model, dropout=self.dropout > 0)
         # from_pretrained leaves eval mode, in which gradient checkpointing is silently off.
         self.model.train()
+        if self.sharded:
+            shard_layers(self.causal_lm, device)
+        # All ranks have read the same file: DDP has only the adapters to make equal, not gigabytes of frozen weights.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, parameter in self.named_parameters() if not parameter.requires_grad
+        ]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds only its share of the base."""
+        return self.shard_base and self.trainer.world_size > 1
 
     @property
     def peft_model(self) -> "PeftModel":
@@ -239,7 +212,7 @@ class QLoRAModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
-        self.acceleration = accelerate(self.causal_lm, self.kernels)
+        self.acceleration = accelerate(self.causal_lm, "none" if self.sharded else self.kernels)
         self.passes = Passes(
             self.peft_model,
             summed_loss,
@@ -252,6 +225,7 @@ class QLoRAModule(LightningModule):
             recomputes=self.gradient_checkpointing,
             dropout=self.dropout > 0,
             shortest=self.shorten_to,
+            sharded=self.sharded,
             adaptations=self.adaptations,
             steps=lambda: self.trainer.global_step,
         )

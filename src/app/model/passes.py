@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
     from peft import PeftModel
 
-    from app.model.module import Batch
+    from app.model.loss import Batch
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Passes:
         recomputes: whether the configuration asks for recomputation already.
         dropout: whether there is any.
         shortest: tokens that rows may be cut to when nothing else helps; None forbids it.
+        sharded: whether ranks gather each other's weights in every pass. Then all run equally many, and one that runs
+            out of memory cannot try again alone.
         adaptations: the run's; what is changed is added.
         steps: how many optimizer steps are done.
     """
@@ -66,6 +68,7 @@ class Passes:
         recomputes: bool,
         dropout: bool,
         shortest: int | None,
+        sharded: bool,
         adaptations: list[Adaptation],
         steps: Callable[[], int],
     ) -> None:
@@ -77,6 +80,9 @@ class Passes:
         self._shortest, self._adaptations, self._steps = shortest, adaptations, steps
         self._device = self._parameters[0].device
         self.settings = MemorySettings(**adaptations[-1].memory) if adaptations else MemorySettings()
+        self._sharded = sharded
+        if sharded:
+            self.settings = replace(self.settings, rows=None, evaluation_rows=None)
         self._apply()
         self.window = Window(
             self._run,
@@ -107,6 +113,7 @@ class Passes:
         count, length = batch["input_ids"].shape
         while True:
             rows = min(count, self.settings.rows or self._rows, self.settings.evaluation_rows or count)
+            rows = count if self._sharded else rows
             cut = min(length, self.settings.length or length)
             try:
                 sums = [self._summed_loss(self._causal_lm, piece) for piece in pieces(batch, rows=rows, length=cut)]
@@ -131,6 +138,13 @@ class Passes:
             MachineError: nothing is left to give up.
         """
         cause = f"out of memory in {phase} at {rows} x {length} tokens: {first_line(fault)}"
+        if self._sharded:
+            raise MachineError(
+                f"{cause}; with model.shard_base no GPU can run its rows again while the others wait for it",
+                where="data.max_length",
+                remedy="take more GPUs, or lower data.max_length, data.batch_size, data.eval_batch_size or model.rank; "
+                "then go on with --resume auto",
+            )
         # A plan that does not fit the budget will not fit a smaller one.
         trades = () if isinstance(fault, MachineError) else self._trades()
         rung = next_rung(self.settings, phase, rows=rows, length=length, trades=trades, shortest=self._shortest)

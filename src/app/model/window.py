@@ -11,7 +11,7 @@ from app.errors import MachineError
 from app.model.ladder import MemorySettings, is_out_of_memory
 
 if TYPE_CHECKING:
-    from app.model.module import Batch
+    from app.model.loss import Batch
 
 BY_ROW = ("input_ids", "trained", "attention_mask", "position_ids")
 
