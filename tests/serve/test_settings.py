@@ -32,9 +32,9 @@ def test_text_of_the_environment_becomes_values() -> None:
 
 
 def test_arguments_are_text_or_what_yaml_makes_of_it() -> None:
-    text = read_settings({}, {"slots": "3", "speculate": "false", "run": "a,b", "timeout": "2"})
-    yaml = read_settings({}, {"slots": 3, "speculate": False, "run": ["a", "b"], "timeout": 2})
-    assert text == yaml == Settings(slots=3, speculate=False, run=("a", "b"), timeout=2.0)
+    text = read_settings({}, {"slots": "3", "speculate": "false", "run": "a,b", "timeout": "2", "cache_bits": "8"})
+    yaml = read_settings({}, {"slots": 3, "speculate": False, "run": ["a", "b"], "timeout": 2, "cache_bits": 8})
+    assert text == yaml == Settings(slots=3, speculate=False, run=("a", "b"), timeout=2.0, cache_bits=8)
 
 
 def test_the_environment_wins() -> None:
@@ -44,7 +44,14 @@ def test_the_environment_wins() -> None:
 def test_all_faults_at_once_by_name() -> None:
     with pytest.raises(ConfigError) as fault:
         read_settings(
-            {"APP_SLOTS": "eight", "APP_TIMEOUT": "nan", "APP_ENGINE": "vlm", "APP_SLOT": "4", "APP_LOG_PROMPTS": "1"},
+            {
+                "APP_SLOTS": "eight",
+                "APP_TIMEOUT": "nan",
+                "APP_ENGINE": "vlm",
+                "APP_CACHE_BITS": "4",
+                "APP_SLOT": "4",
+                "APP_LOG_PROMPTS": "1",
+            },
             {"quue": "3", "queue": "-1", "api_keys": "secret-1"},
         )
     text = str(fault.value)
@@ -52,6 +59,7 @@ def test_all_faults_at_once_by_name() -> None:
         "APP_SLOTS is 'eight'; it must be a whole number from 1 to 1,024",
         "APP_TIMEOUT is 'nan'; it must be a number from 0.1",
         "APP_ENGINE is 'vlm'; it must be one of local, vllm",
+        "APP_CACHE_BITS is '4'; it must be one of 16, 8",
         "APP_SLOT is not known; did you mean APP_SLOTS?",
         "APP_LOG_PROMPTS is '1'; it must be true, false",
         "--arg quue is no option; did you mean queue?",

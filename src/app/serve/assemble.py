@@ -38,6 +38,7 @@ def assemble(settings: Settings, *, stored: Callable[[str], Path]) -> Server:
             partial(_open, settings, catalogue),
             slots=settings.slots,
             context=settings.context,
+            cache_bits=settings.cache_bits,
             speculate=settings.speculate,
             metrics=metrics,
         )

@@ -12,6 +12,7 @@ import torch
 
 from app.data.tokenize import special_ids
 from app.errors import AppError
+from app.generate.cache import CacheBits
 from app.generate.engine import Engine
 from app.generate.request import Chunk, Request
 from app.generate.sampling import Sampling
@@ -34,7 +35,7 @@ class LocalBackend:
 
     Args:
         load: opens the model; runs in the engine's thread.
-        slots, context, speculate: of the engine.
+        slots, context, cache_bits, speculate: of the engine.
         metrics: are told of first tokens and gaps between tokens.
     """
 
@@ -48,6 +49,7 @@ class LocalBackend:
         *,
         slots: int,
         context: int | None,
+        cache_bits: CacheBits,
         speculate: bool,
         metrics: Metrics,
     ) -> None:
@@ -56,6 +58,7 @@ class LocalBackend:
         self._load = load
         self._slots = slots
         self._asked_context = context
+        self._cache_bits: CacheBits = cache_bits
         self._speculate = speculate
         self._metrics = metrics
         # Messages to the thread: a job, or None to stop it.
@@ -167,7 +170,13 @@ class LocalBackend:
             engine.generate([prompt], Sampling(max_tokens=4, ignore_stop=True))
 
     def _new_engine(self, session: Session) -> Engine:
-        return Engine(session, slots=self._slots, context=self._asked_context, speculate=self._speculate)
+        return Engine(
+            session,
+            slots=self._slots,
+            context=self._asked_context,
+            cache_bits=self._cache_bits,
+            speculate=self._speculate,
+        )
 
     def _try_new_engine(self, session: Session) -> Engine | None:
         try:

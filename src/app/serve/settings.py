@@ -44,6 +44,7 @@ class Settings:
     context: int | None = _option(
         None, "tokens of prompt and answer together; what model and memory allow by default", least=16, most=1 << 20
     )
+    cache_bits: Literal[16, 8] = _option(16, "8 keeps keys and values in int8: twice the context in the same memory")
     speculate: bool = _option(True, "draft by prompt lookup; changes the speed only")
     queue: int = _option(64, "requests that may wait; one more is refused with 429", least=0, most=100_000)
     choices: int = _option(8, "the most answers one request may ask for", least=1, most=128)
@@ -153,7 +154,7 @@ def _values(hint: Any, *, least: float | None, most: float | None, **_: Any) -> 
     """What a value may be, in words."""
     hint = _plain(hint)
     if get_origin(hint) is Literal:
-        return ", ".join(get_args(hint))
+        return ", ".join(map(str, get_args(hint)))
     if hint is bool:
         return "true, false"
     if hint in (int, float):
@@ -176,9 +177,10 @@ def _parse(raw: Any, hint: Any, *, least: float | None, most: float | None, **_:
             raise ValueError(wanted)
         return text.lower() == "true"
     if get_origin(hint) is Literal:
-        if text not in get_args(hint):
+        choices = {str(choice): choice for choice in get_args(hint)}
+        if text not in choices:
             raise ValueError(f"one of {wanted}")
-        return text
+        return choices[text]
     if hint is str:
         return text
     try:

@@ -82,15 +82,12 @@ class VllmBackend:
 
     def memory(self) -> dict[str, Any]:
         """The first GPU's, from the driver: the model is another process'."""
-        import pynvml
+        from app.plan.gpu import present
 
-        try:
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return {"device": str(pynvml.nvmlDeviceGetName(handle)), "used": memory.used, "total": memory.total}
-        except pynvml.NVMLError:
+        cards = present()
+        if not cards:
             return {"device": "unknown", "used": 0, "total": 0}
+        return {"device": cards[0].name, "used": cards[0].used, "total": cards[0].total}
 
     async def close(self) -> None:
         """Stops vLLM, if this started it."""
