@@ -18,7 +18,10 @@ MODULES = {
 LAYERS = (
     (
         "app",
-        *(f"app.{name}" for name in ("artifact", "cache", "card", "errors", "families", "hub", "pages", "terminal")),
+        *(
+            f"app.{name}"
+            for name in ("artifact", "cache", "card", "errors", "families", "hub", "nvml", "pages", "terminal")
+        ),
         "app.data.records",
     ),
     ("app.data",),

@@ -48,12 +48,12 @@ class MemoryWatch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        import pynvml
+        from app.nvml import nvml
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        library = nvml()
+        handle = library.nvmlDeviceGetHandleByIndex(0)
         # Version 2 leaves out what the driver reserves for itself (480 MiB of an H100), as nvidia-smi does.
-        self._read = lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used
+        self._read = lambda: library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
         self._done = threading.Event()
         self.peak = 0
 

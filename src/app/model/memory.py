@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 import torch
 
+from app.nvml import nvml
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReading:
@@ -41,11 +43,10 @@ def driver_memory(device: torch.device) -> int:
 
     In some containers and under Windows' WDDM the driver names no processes; then it is what the whole card uses.
     """
-    import pynvml
-
+    library = nvml()
     try:
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(_nvml_handle(device))
-    except pynvml.NVMLError:
+        processes = library.nvmlDeviceGetComputeRunningProcesses(_nvml_handle(device))
+    except library.NVMLError:
         processes = []
     own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
     if own and own[0]:
@@ -57,8 +58,5 @@ def driver_memory(device: torch.device) -> int:
 @cache
 def _nvml_handle(device: torch.device) -> Any:
     """The driver's handle of the card, looked up once: memory is read at every micro-batch."""
-    import pynvml
-
-    pynvml.nvmlInit()
     # NVML numbers cards by PCI bus and ignores CUDA_VISIBLE_DEVICES: the card is found by its UUID.
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return nvml().nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")

@@ -4,7 +4,6 @@ The folder is one that ``save_pretrained`` wrote, with a list of its files' SHA-
 all it depends on: the checkpoint, how it was quantised, and by which versions.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from app.cache import cache_folder, cache_key, drop_unused
+from app.cache import cache_folder, cache_key, content_hash, drop_unused
 from app.hub import is_local
 
 if TYPE_CHECKING:
@@ -68,14 +67,18 @@ def is_intact(folder: Path) -> bool:
 
 
 def store(model: "PreTrainedModel", folder: Path) -> None:
-    """Writes a freshly quantised model; the folder appears whole or not at all. A full disk costs only the copy."""
+    """Writes a freshly quantised model; the folder appears whole or not at all. A full disk costs only the copy.
+
+    What another process has stored meanwhile stays: a third one may be reading it.
+    """
     drop_unused(folder.parent)
     fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         model.save_pretrained(fresh, max_shard_size="1GB")
         (fresh / HASHES).write_text(json.dumps(_hashes(fresh)), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        if not is_intact(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
     except OSError as fault:
         log.warning("the NF4 copy could not be stored and the next start will quantise again: %s", fault)
     finally:
@@ -86,9 +89,4 @@ def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each file, in threads: hashing leaves Python's lock, and one core does about 1.5 GB/s."""
     files = sorted(path for path in folder.iterdir() if path.name != HASHES)
     with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in files], pool.map(_hash, files), strict=True))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip([path.name for path in files], pool.map(content_hash, files), strict=True))

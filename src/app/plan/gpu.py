@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from app.nvml import nvml
 from app.plan.cards import CARDS, Card
 
 DRIVER_RESERVE = 252 * 2**20
 """What the driver keeps of a card: an RTX 4060 of 8,188 MiB offers torch 7.75 GiB (its users' reports, Linux)."""
-DESKTOP = 256 * 2**20
-"""What a desktop takes on a card that is not here to be asked; `fit` leaves as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,9 @@ class Gpu:
 
 
 def imagined(card: Card) -> Gpu:
-    """A card that is not here, with a desktop on it."""
+    """A card that is not here, with a desktop on it, which is assumed to take what `fit` leaves to it."""
+    from app.model.fast_step import DESKTOP
+
     return Gpu(name=card.name, total=card.memory, reserved=DRIVER_RESERVE, used=DESKTOP)
 
 
@@ -64,12 +65,11 @@ def driver_fault() -> str | None:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
+        nvml()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return None
     except pynvml.NVMLError as fault:
         return str(fault)
-    pynvml.nvmlShutdown()
     return None
 
 
@@ -78,13 +78,10 @@ def present() -> list[Gpu]:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
+        library = nvml()
     except pynvml.NVMLError:
         return []
-    try:
-        return [_read(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
+    return [_read(library.nvmlDeviceGetHandleByIndex(index)) for index in range(library.nvmlDeviceGetCount())]
 
 
 def _read(handle: object) -> Gpu:
