@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,7 @@ DONE = "data: [DONE]"
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that the server is stopped too
     with server(arguments) as (url, process):
         return curl(arguments, url) if arguments.curl else asyncio.run(Load(arguments, url, process).run())
 
@@ -78,27 +80,39 @@ def server(arguments: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]
         "APP_CONTEXT": "1024" if arguments.curl else str(arguments.context),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    command = [Path(sys.executable).with_name("bentoml"), "serve", ROOT, "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", ROOT, "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile("w+", prefix="serve-", suffix=".log") as log:
         process = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
         try:
             end = time.monotonic() + arguments.start
-            while not ready(url):
-                if process.poll() is not None or time.monotonic() > end:
+            while (status := health(url)) != "ready":
+                if status == "failed" or process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"the server did not become ready:\n{Path(log.name).read_text()}")
                 time.sleep(0.5)
             yield url, max(psutil.Process(process.pid).children(), key=lambda child: child.memory_info().rss)
         finally:
-            process.terminate()
-            process.wait(60)
+            stop(process)
 
 
-def ready(url: str) -> bool:
+def health(url: str) -> str:
+    """The server's status; "" where nobody listens yet."""
     try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
+        return str(httpx.get(f"{url}/health", timeout=5).json()["status"])
+    except (httpx.TransportError, ValueError):  # ValueError: an answer before the application is there
+        return ""
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends supervisor and worker, by force if they have not gone after a minute."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
 
 
 def curl(arguments: argparse.Namespace, url: str) -> int:
@@ -107,6 +121,7 @@ def curl(arguments: argparse.Namespace, url: str) -> int:
     body = json.dumps({"prompt": text, "max_tokens": 256})
     command = ["curl", "--silent", "--show-error", "--fail-with-body", "-H", "content-type: application/json"]
     command += ["--data", body, "--write-out", "\n%{time_total}", f"{url}/generate"]
+    print(f"on {httpx.get(f'{url}/health', timeout=5).json()['memory']['device']}")
     best = float("inf")
     for number in range(arguments.rounds + 1):
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
