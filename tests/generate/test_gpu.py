@@ -17,6 +17,7 @@ from app.generate.request import Request
 from app.generate.sampling import Sampling
 from app.generate.session import Session
 from app.model.load import load_base
+from generate.conftest import questions
 
 pytestmark = pytest.mark.gpu
 
@@ -89,28 +90,6 @@ def exact_scores(session: Session) -> torch.Tensor:
     model.is_quantized = False  # or transformers refuses the cast
     logits: torch.Tensor = model.float()(input_ids=torch.tensor([PROMPT], device="cuda")).logits
     return logits[0, 32:]
-
-
-def questions(count: int) -> tuple[list[list[int]], list[Sampling]]:
-    rng = random.Random(7)
-    prompts = [[rng.randrange(300, 1000) for _ in range(rng.choice([1, 5, 17, 40, 70]))] for _ in range(count)]
-    prompts[0] = [400, 401, 402, 403] * 8
-    options = [
-        Sampling(
-            temperature=rng.choice([0.0, 0.8]),
-            top_p=rng.choice([1.0, 0.9]),
-            top_k=rng.choice([0, 40]),
-            repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
-            seed=seed,
-            max_tokens=rng.choice([1, 6, 30]),
-        )
-        for seed in range(count)
-    ]
-    # Two that repeat themselves, so that drafts come true.
-    prompts[1] = list(range(300, 310)) * 4
-    options[0] = Sampling(max_tokens=60)
-    options[1] = Sampling(max_tokens=40, temperature=0.1, seed=5, repetition_penalty=0.8, frequency_penalty=0.1)
-    return prompts, options
 
 
 def test_a_text_is_the_same_alone_in_any_batch_and_with_drafts(open_on_gpu: OpenOnGPU) -> None:
