@@ -1,5 +1,6 @@
 """Rows and tokens of real data, steps, hours and disk."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from app.data.records import Conversation, Message, dump_line
 from app.data.tokenize import encode, load_tokenizer
 from app.families import get_family
 from app.plan.cards import find_card
-from app.plan.estimate import Estimate, estimate
+from app.plan.estimate import Estimate, estimate, micro_batch_work
 from app.plan.gpu import Gpu, imagined
 from app.plan.options import read_options
 from app.plan.rows import SAMPLE, count_rows
+from app.plan.speed import step_seconds
 from conftest import ROOT, TinyCheckpoint
 
 MISTRAL = get_family("mistral")
@@ -124,3 +126,15 @@ def test_disk_counts_the_base_only_if_it_must_be_fetched(tiny: TinyCheckpoint, t
     assert run.free > 0 and run.bytes > 12 * 41_943_040
     local = planned(**{"model.base": str(tiny("mistral"))}).disk
     assert "base model from the hub" not in {need.what for need in local}
+
+
+def test_mistral_trains_over_500_tokens_a_second_on_a_laptop_4060(tmp_path: Path) -> None:
+    """The issue's target, by the written roofline that `scripts/bench/roofline.py` prints part by part."""
+    options = read_options([ROOT / "configs" / "mistral.yaml"], {"data.path": str(tmp_path / "none")})
+    for kernels, least in (("fp8", 800), ("bf16", 500)):
+        changed = replace(options, model={**options.model, "kernels": kernels})
+        found = estimate(changed, imagined(find_card("rtx4060-laptop")))
+        assert found.fits and found.tokens_per_second is not None and found.tokens_per_second > least
+        assert found.memory is not None
+        work = micro_batch_work(found.shape, changed, found.memory, 2048)
+        assert found.tokens_per_second == pytest.approx(2048 / step_seconds(work, find_card("rtx4060-laptop")))

@@ -23,6 +23,8 @@ class Card:
         fp8: dense FP8 tensor operations per second, summed in float32; None where there are none (Ampere).
         pcie: bytes per second to and from the host, each way.
         source: where the figures are from.
+        mma: share of ``bf16`` that is within reach of the instructions of earlier cards (``mma.sync``), in which flash
+            attention 2 is written. Hopper's own (``wgmma``) alone reach the rest (arXiv 2402.13499: 62.9 % on average).
     """
 
     name: str
@@ -32,6 +34,7 @@ class Card:
     fp8: float | None
     pcie: float
     source: str
+    mma: float = 1.0
 
 
 _PAGES = {
@@ -115,11 +118,11 @@ CARDS = (
     ),
     Card(
         name="NVIDIA H100 80GB HBM3", memory=81559 * MIB, bandwidth=3350e9, bf16=989e12, fp8=1979e12,
-        pcie=LANE[5] * 16, source="NVIDIA H100 data sheet, SXM (its rates with sparsity, halved)",
+        pcie=LANE[5] * 16, source="NVIDIA H100 data sheet, SXM (its rates with sparsity, halved)", mma=0.629,
     ),
     Card(
         name="NVIDIA H200", memory=143771 * MIB, bandwidth=4800e9, bf16=989e12, fp8=1979e12, pcie=LANE[5] * 16,
-        source="NVIDIA H200 data sheet, SXM (its rates with sparsity, halved)",
+        source="NVIDIA H200 data sheet, SXM (its rates with sparsity, halved)", mma=0.629,
     ),
 )  # fmt: skip
 """By name of the driver; ordered by generation and size."""

@@ -16,7 +16,7 @@ from app.plan.memory import MemoryPlan, plan_memory, trained_parameters
 from app.plan.options import FitOptions
 from app.plan.rows import Rows, count_rows
 from app.plan.shapes import ModelShape, read_shape
-from app.plan.speed import launch_seconds, step_seconds, step_work
+from app.plan.speed import Work, launch_seconds, step_seconds, step_work
 
 LENGTHS = (8192, 4096, 2048, 1536, 1024, 768, 512, 256)
 PACKED = 0.97
@@ -139,11 +139,10 @@ def longest_that_fits(shape: ModelShape, family: Family, options: FitOptions, gp
     return None
 
 
-def micro_batch_seconds(shape: ModelShape, options: FitOptions, gpu: Gpu, memory: MemoryPlan, length: int) -> float:
-    """Of one micro-batch with rows of ``length`` tokens: what the card needs, or Python if that is more."""
-    assert gpu.card is not None
+def micro_batch_work(shape: ModelShape, options: FitOptions, memory: MemoryPlan, length: int) -> list[Work]:
+    """Kind by kind, of one micro-batch with rows of ``length`` tokens, run as the memory plan says."""
     rows = options.data["batch_size"]
-    work = step_work(
+    return step_work(
         shape,
         rows=rows,
         length=length,
@@ -153,7 +152,12 @@ def micro_batch_seconds(shape: ModelShape, options: FitOptions, gpu: Gpu, memory
         recomputed=memory.recomputed,
         attention_again=memory.attention_again,
     )
-    seconds = step_seconds(work, gpu.card)
+
+
+def micro_batch_seconds(shape: ModelShape, options: FitOptions, gpu: Gpu, memory: MemoryPlan, length: int) -> float:
+    """Of one micro-batch with rows of ``length`` tokens: what the card needs, or Python if that is more."""
+    assert gpu.card is not None
+    seconds = step_seconds(micro_batch_work(shape, options, memory, length), gpu.card)
     if memory.precision == "plain":
         return max(seconds, launch_seconds(shape, recomputed=memory.recomputed))
     return seconds

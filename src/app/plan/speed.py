@@ -21,8 +21,8 @@ COPY_FROM_HOST = 0.76
 SHARES: dict[str, float] = {
     "products bf16": 726 / 989,
     "products fp8": 0.75,
-    "attention forward": 0.207,
-    "attention backward": 0.179,
+    "attention forward": 0.329,
+    "attention backward": 0.285,
     "head": 0.724,
     "decoding bf16": 0.87,
     "decoding fp8": 0.68,
@@ -31,7 +31,8 @@ SHARES: dict[str, float] = {
     "elementwise": 0.85,
 }
 """Kind of work -> share of its limit on an H100 (scripts/bench/train.py --profile, 2026-11-22). Attention is flash
-attention 2, which smaller cards run too; in FP8 the products reach 0.75 of the data sheet in a whole step."""
+attention 2, which smaller cards run too: 168 and 486 us for 2,048 tokens and 32 heads of 128. In FP8 the products reach
+0.75 of the data sheet in a whole step."""
 PLAIN_LAUNCH = 74e-6
 """Seconds in which Python launches one operation of the plain layers: 0.69 s for the 9,300 of a Mistral-7B step of one
 row, whose arithmetic takes half as long (H100, 2026-11)."""
@@ -51,14 +52,20 @@ class Work:
     """
 
     name: str
-    limit: Literal["bf16", "fp8", "bandwidth", "bus"]
+    limit: Literal["bf16", "fp8", "mma", "bandwidth", "bus"]
     amount: float
     share: float
 
     def seconds(self, card: Card) -> float:
         """On a card; FP8 work runs in bf16 where there is none."""
         copy = COPY_SHARE * card.bandwidth
-        rates = {"bf16": card.bf16, "fp8": card.fp8 or card.bf16, "bandwidth": copy, "bus": card.pcie}
+        rates = {
+            "bf16": card.bf16,
+            "fp8": card.fp8 or card.bf16,
+            "mma": card.mma * card.bf16,
+            "bandwidth": copy,
+            "bus": card.pcie,
+        }
         return self.amount / (self.share * rates[self.limit])
 
 
@@ -101,11 +108,11 @@ def step_work(
         Work(name="decoding NF4", limit="bandwidth", amount=decoded, share=SHARES[f"decoding {precision}"]),
         Work(
             name="attention",
-            limit="bf16",
+            limit="mma",
             amount=(1 + attention_again) * attention,
             share=SHARES["attention forward"],
         ),
-        Work(name="attention's gradient", limit="bf16", amount=2.5 * attention, share=SHARES["attention backward"]),
+        Work(name="attention's gradient", limit="mma", amount=2.5 * attention, share=SHARES["attention backward"]),
         Work(name="output head", limit="bf16", amount=head, share=SHARES["head"]),
         *_streamed_head(shape, precision),
         *_elementwise(shape, tokens, rank=rank, precision=precision, recomputed=recomputed),
