@@ -181,6 +181,21 @@ def test_memory_that_runs_out_in_the_middle_of_training(
     assert numbers["steps"] == plenty["steps"]
 
 
+def test_every_rung_runs(tiny: TinyCheckpoint, csv: Path, tmp_path: Path) -> None:
+    """Where nothing but shorter rows helps, the steps are taken with each layer recomputed, and rows are cut."""
+    folder = tmp_path / "run"
+    fault = with_callback(tmp_path, "TooLittleMemory", training=115)
+    fit(*fault, *short_run(tiny("smollm2"), csv, folder, model__shorten_to=64, trainer__limit_train_batches=2))
+    numbers, changes = results(folder)
+    assert [change.split(":")[0] for change in changes] == [
+        "training takes 2 of 4 rows at a time",
+        "training takes 1 of 2 rows at a time",
+        "each layer is recomputed in the backward pass",
+        "rows are CUT at 110 tokens",
+    ]
+    assert numbers["steps"] == 1 and numbers["train_loss"] > 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits of Linux")
 def test_real_memory_limit(csv: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The allocator itself says no: attention of 24 rows of 147 tokens takes 66 MiB a time."""

@@ -1,6 +1,7 @@
 """The ladder on a GPU whose memory ends early, and the optimizer that exists on GPUs alone."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -27,22 +28,26 @@ def write_long_questions(path: Path) -> Path:
     return path
 
 
-def finished(base: Path, folder: Path, name: str, *, mebibytes: int | None, kernels: str) -> tuple[float, list[str]]:
-    """The loss of three steps of 8 rows, and what was changed on the way."""
-    fault = with_callback(folder, "LimitGPU", mebibytes=mebibytes) if mebibytes is not None else []
-    options = arguments(
+def short_run(base: Path, folder: Path, name: str, **changes: object) -> list[str]:
+    """Options of three steps of 8 rows."""
+    return arguments(
         base,
         write_long_questions(folder / "rows.csv"),
         folder / name,
         model__family="smollm2",
         model__gradient_checkpointing=False,
-        model__kernels=kernels,
         data__batch_size=8,
         trainer__accelerator="gpu",
         trainer__limit_train_batches=3,
         trainer__accumulate_grad_batches=1,
+        **changes,  # type: ignore[arg-type]  # config, the one named option, is not among them
     )
-    fit(*fault, *options)
+
+
+def finished(base: Path, folder: Path, name: str, *, mebibytes: int | None, kernels: str) -> tuple[float, list[str]]:
+    """The loss of those steps, and what was changed on the way."""
+    fault = with_callback(folder, "LimitGPU", mebibytes=mebibytes) if mebibytes is not None else []
+    fit(*fault, *short_run(base, folder, name, model__kernels=kernels))
     manifest = RunDirectory(folder / name).read_manifest()
     assert manifest.status == "finished" and manifest.result["steps"] == 3
     return manifest.result["train_loss"], [adaptation.change for adaptation in manifest.adaptations]
@@ -68,6 +73,18 @@ def test_fast_kernels_climb_too(smollm2: Path, tmp_path: Path) -> None:
     less, changes = finished(smollm2, tmp_path, "capped", mebibytes=600, kernels="bf16")
     assert less == pytest.approx(loss, rel=1e-2)
     assert changes and all(change.startswith("training takes") for change in changes), changes
+
+
+def test_every_rung_runs(smollm2: Path, tmp_path: Path) -> None:
+    """Where nothing but shorter rows helps, the steps are taken recomputed, from CPU memory and cut."""
+    fault = with_callback(tmp_path, "TooLittleMemory", training=300)
+    options = short_run(smollm2, tmp_path, "run", model__shorten_to=64, model__kernels="none")
+    fit(*fault, *options)
+    manifest = RunDirectory(tmp_path / "run").read_manifest()
+    assert manifest.status == "finished" and manifest.result["steps"] == 3
+    last = manifest.adaptations[-1].memory
+    assert (last["rows"], last["recompute"], last["offload"]) == (1, True, True) and 64 <= last["length"] <= 300
+    assert math.isfinite(manifest.result["train_loss"])
 
 
 @pytest.mark.parametrize("name", ["paged_adamw_8bit", "adamw_8bit", "adamw"])
