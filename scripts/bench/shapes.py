@@ -1,5 +1,6 @@
 """Models of the four families' 7B shapes with random weights, their linear layers in NF4, made without a checkpoint."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -38,37 +39,75 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def build_base(shape: str, device: str) -> Any:
     """A model of that shape with random weights, its linear layers in NF4, made layer by layer on the device."""
-    import bitsandbytes as bnb
-    import torch
     import transformers
 
     name, values = SHAPES[shape]
-    config = getattr(transformers, name)(**values)
+    return random_model(getattr(transformers, name)(**values), device)
+
+
+def random_model(config: Any, device: Any, *, attention: str = "sdpa", mapped: bool = False) -> Any:
+    """The same for any configuration.
+
+    Args:
+        config: transformers' own.
+        device: on which weights are drawn.
+        attention: transformers' name of the implementation.
+        mapped: leave the model on the CPU, where all layers share one matrix of each shape and so take no memory, as
+            weights that are mapped from disk take none.
+    """
+    import torch
+    import transformers
+
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention
+        )
+    hold = "cpu" if mapped else device
+    drawn: dict[tuple[int, int], Any] = {}
     for path, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and "lm_head" not in path:
-            linear = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
-                compress_statistics=True, device="meta",
-            )  # fmt: skip
-            weight = torch.randn(module.out_features, module.in_features, dtype=torch.bfloat16, device=device) * 0.02
-            linear.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
-            linear.weight.module = linear
-            linear.quant_state = linear.weight.quant_state
-            model.set_submodule(path, linear)
+            shape = module.out_features, module.in_features
+            weight = drawn.get(shape) if mapped else None
+            if weight is None:
+                drawn[shape] = weight = _random_weight(shape, device).to(hold)
+            model.set_submodule(path, _linear4bit(shape, weight))
     for module in model.modules():
         for key, value in list(module._parameters.items()):
             if value is not None and value.is_meta:
                 made = torch.ones if value.dim() == 1 else torch.randn
                 filled = made(value.shape, dtype=value.dtype, device=device) * (1.0 if value.dim() == 1 else 0.02)
-                module._parameters[key] = torch.nn.Parameter(filled, requires_grad=False)
+                module._parameters[key] = torch.nn.Parameter(filled.to(hold), requires_grad=False)
         if hasattr(module, "scalar_embed_scale"):
-            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
+            module.embed_scale = torch.tensor(module.scalar_embed_scale, device=hold)
     decoder = model.get_decoder()
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(device)
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(hold)
     model.tie_weights()
     return model.requires_grad_(False)
+
+
+def _random_weight(shape: tuple[int, int], device: Any) -> Any:
+    import bitsandbytes as bnb
+    import torch
+
+    weight = torch.randn(shape, dtype=torch.bfloat16, device=device) * 0.02
+    return bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4").to(device)
+
+
+def _linear4bit(shape: tuple[int, int], weight: Any) -> Any:
+    """A layer with these packed weights, and block scales of its own."""
+    import bitsandbytes as bnb
+    import torch
+
+    rows, columns = shape
+    linear = bnb.nn.Linear4bit(
+        columns, rows, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
+    )  # fmt: skip
+    state = copy.deepcopy(weight.quant_state)
+    linear.weight = bnb.nn.Params4bit(
+        weight.data, requires_grad=False, quant_state=state, quant_type="nf4", bnb_quantized=True, module=linear
+    )
+    linear.quant_state = state
+    return linear
 
 
 def add_adapters(model: Any, rank: int) -> Any:
