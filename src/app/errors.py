@@ -71,14 +71,15 @@ def require_ranges(section: str, ranges: Mapping[str, tuple[float, float, float]
     """Refuses options out of range, all of them at once.
 
     Args:
-        section: of the YAML, such as "model".
+        section: of the YAML, such as "model"; "" for options of a command's own.
         ranges: option -> (value, least, most).
 
     Raises:
         ConfigError: a line per option.
     """
+    prefix = f"{section}." if section else "--"
     faults = [
-        f"{section}.{name} is {value:g}; it must be from {least:g} to {most:g}"
+        f"{prefix}{name} is {value:g}; it must be from {least:g} to {most:g}"
         for name, (value, least, most) in ranges.items()
         if not least <= value <= most
     ]

@@ -17,7 +17,7 @@ from app.export import gguf_file
 from app.export.adapter import Adapter
 from app.export.check import BOUNDS, Verdict, bounds_for, gather_references, judge
 from app.export.equivalence import Distance, Sample, bootstrap, collect, compare
-from app.export.exporter import export_merged
+from app.export.exporter import CheckOptions, export_merged
 from app.export.layout import Layout, make_layout
 from app.export.report import write_report
 from app.export.samples import held_out
@@ -163,9 +163,7 @@ def test_a_wrong_merge_is_not_put_in_place_of_a_right_one(
             dtype="float32",
             exact=False,
             shard_bytes=1 << 30,
-            verify=True,
-            data=None,
-            prompts=3,
+            check_at=CheckOptions(data=None, prompts=3),
             bars=lambda title, total: lambda amount: None,
         ).verdicts
 

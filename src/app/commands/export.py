@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from app.artifact import RunDirectory
 from app.commands import run_command
+from app.errors import require_ranges
 from app.pages.run import update_run_page
 from app.terminal import is_quiet, progress_bars
 
 if TYPE_CHECKING:
-    from app.export.exporter import Bars, Outcome
+    from app.export.exporter import Bars, CheckOptions, Outcome
 
 GB = 1000**3
 
@@ -36,9 +37,18 @@ class Export(ABC):
     data: Path | None = None
     prompts: int = 16
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"prompts": (1, 10**6)}
+
+    @property
+    def check_at(self) -> "CheckOptions | None":
+        """What to compare at; None for --verify false."""
+        from app.export.exporter import CheckOptions
+
+        return CheckOptions(data=self.data, prompts=self.prompts) if self.verify else None
+
     def __call__(self) -> int:
         """Exports; returns the exit status."""
-        _require_positive({name: value for name, value in vars(self).items() if type(value) in (int, float)})
+        require_ranges("", {name: (getattr(self, name), *limits) for name, limits in self.ranges.items()})
         with _bars() as bars:
             outcome = self.write(bars)
         update_run_page(RunDirectory(self.run))
@@ -65,6 +75,8 @@ class Merged(Export):
     exact: bool = False
     shard_gb: float = 5.0
 
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {**Export.ranges, "shard_gb": (0.001, 10**6)}
+
     def write(self, bars: "Bars") -> "Outcome":
         from app.export.exporter import export_merged
 
@@ -74,9 +86,7 @@ class Merged(Export):
             dtype=self.dtype,
             exact=self.exact,
             shard_bytes=int(self.shard_gb * GB),
-            verify=self.verify,
-            data=self.data,
-            prompts=self.prompts,
+            check_at=self.check_at,
             bars=bars,
         )
 
@@ -107,9 +117,7 @@ class Gguf(Export):
             quants=[part.strip() for part in self.quant.split(",") if part.strip()],
             name=self.name,
             exact=self.exact,
-            verify=self.verify,
-            data=self.data,
-            prompts=self.prompts,
+            check_at=self.check_at,
             bars=bars,
         )
 
@@ -135,9 +143,7 @@ class LoraGguf(Export):
             self.run,
             self.output,
             name=self.name,
-            verify=self.verify,
-            data=self.data,
-            prompts=self.prompts,
+            check_at=self.check_at,
             bars=bars,
         )
 
@@ -164,9 +170,7 @@ class Ollama(Export):
             self.output,
             quant=self.quant,
             name=self.name,
-            verify=self.verify,
-            data=self.data,
-            prompts=self.prompts,
+            check_at=self.check_at,
             bars=bars,
         )
 
@@ -191,9 +195,7 @@ class Bento(Export):
             self.run,
             name=self.name,
             include_base=self.include_base,
-            verify=self.verify,
-            data=self.data,
-            prompts=self.prompts,
+            check_at=self.check_at,
             bars=bars,
         )
         if outcome.passed:
@@ -259,14 +261,6 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
         return 130
-
-
-def _require_positive(values: Mapping[str, float]) -> None:
-    from app.errors import ConfigError, several
-
-    faults = [f"--{name} is {value}" for name, value in values.items() if value <= 0]
-    if faults:
-        raise ConfigError(several("these options must be above 0", faults), remedy="leave them out for the defaults")
 
 
 @contextmanager

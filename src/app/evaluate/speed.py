@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from rich.progress import Progress
 
-from app.errors import ConfigError, MachineError, several
+from app.errors import MachineError, require_ranges
 from app.evaluate.device import device_name
 from app.evaluate.general import general_set
 from app.generate.cache import head_shape
@@ -111,17 +111,17 @@ def speed_benchmark(
         ConfigError: an option is out of range.
         MachineError: the cache does not fit.
     """
-    least = {"prompt_tokens": 1, "new_tokens": 2, "load": 1, "repeats": 1, "warmup": 0}
-    given = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "load": load,
-        "repeats": repeats,
-        "warmup": warmup,
-    }
-    faults = [f"{name} is {given[name]}; it must be at least {low}" for name, low in least.items() if given[name] < low]
-    if faults:
-        raise ConfigError(several("options out of range", faults), remedy="correct them")
+    most = 10**6
+    require_ranges(
+        "",
+        {
+            "prompt_tokens": (prompt_tokens, 1, most),
+            "new_tokens": (new_tokens, 2, most),
+            "load": (load, 1, most),
+            "repeats": (repeats, 1, most),
+            "warmup": (warmup, 0, most),
+        },
+    )
     device = session.causal_lm.device
     context = prompt_tokens + new_tokens + 1
     sampling = Sampling(max_tokens=new_tokens, ignore_stop=True)

@@ -12,7 +12,7 @@ from app.errors import ConfigError
 from app.hub import is_local
 
 if TYPE_CHECKING:
-    from app.export.exporter import Bars, Outcome
+    from app.export.exporter import Bars, CheckOptions, Outcome
 
 STORED_BASE = "base"
 """Folder of a stored run with its base's weights, where they were stored with it."""
@@ -26,9 +26,7 @@ def export_bento(
     *,
     name: str | None,
     include_base: bool,
-    verify: bool,
-    data: Path | None,
-    prompts: int,
+    check_at: "CheckOptions | None",
     bars: "Bars",
 ) -> tuple["Outcome", str]:
     """The run in BentoML's model store, compared with the original; returns the tag too.
@@ -44,7 +42,7 @@ def export_bento(
 
     tuned = open_tuned(run)
     verdicts = []
-    with checking(tuned, verify, data=data, prompts=prompts, bars=bars, twin=False) as check:
+    with checking(tuned, check_at, bars=bars, twin=False) as check:
         tag = store_run(run, name=name, base=tuned.base if include_base else None)
         stored = Path(bentoml.models.get(tag).path)
         if check:

@@ -53,6 +53,19 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What an export is compared at.
+
+    Attributes:
+        data: prepared JSONL; None is the run's test or validation split.
+        prompts: how many conversations of it at most.
+    """
+
+    data: Path | None
+    prompts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
     """The comparison an export goes through: references asked once, for all files."""
 
@@ -88,13 +101,13 @@ class Check:
 
 @contextmanager
 def checking(
-    tuned: TunedModel, verify: bool, *, data: Path | None, prompts: int, bars: Bars, twin: bool = True
+    tuned: TunedModel, options: CheckOptions | None, *, bars: Bars, twin: bool = True
 ) -> Iterator[Check | None]:
     """The check, with its references' logits on disk while the block runs; None where none is wanted."""
-    if not verify:
+    if options is None:
         yield None
         return
-    samples, source = held_out(tuned, data=data, count=prompts)
+    samples, source = held_out(tuned, data=options.data, count=options.prompts)
     tuned.run.reports.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tuned.run.reports, prefix=".export.") as folder:
         advance = bars("asking the run", (1 + twin) * len(samples))
@@ -109,9 +122,7 @@ def export_merged(
     dtype: str,
     exact: bool,
     shard_bytes: int,
-    verify: bool,
-    data: Path | None,
-    prompts: int,
+    check_at: CheckOptions | None,
     bars: Bars,
 ) -> Outcome:
     """A Hugging Face folder; see `merged`."""
@@ -121,7 +132,7 @@ def export_merged(
     advance = bars("merging", merged_bytes(tuned, kind))
     work = write_merged(tuned, target, dtype=kind, shard_bytes=shard_bytes, advance=advance)
     verdicts = []
-    with checking(tuned, verify, data=data, prompts=prompts, bars=bars) as check:
+    with checking(tuned, check_at, bars=bars) as check:
         if check:
             with merged_scorer(work, tuned) as scorer:
                 verdicts.append(check.judge(scorer, target.name, str(kind).removeprefix("torch.")))
@@ -136,22 +147,20 @@ def export_gguf(
     quants: Sequence[str],
     name: str | None,
     exact: bool,
-    verify: bool,
-    data: Path | None,
-    prompts: int,
+    check_at: CheckOptions | None,
     bars: Bars,
 ) -> Outcome:
     """GGUF files, one per type; see `gguf_file` and `runtime.quantize`."""
     quants = list(dict.fromkeys(quant.lower() for quant in quants))
     check_quants(quants, [*DIRECT, *QUANTS])
-    if verify or set(quants) - set(DIRECT):
+    if check_at or set(quants) - set(DIRECT):
         llama_cpp()
     tuned = open_tuned(run, exact=exact)
     folder = output or _default(run, "gguf")
     _gguf_room(tuned, folder, quants)
     targets = [folder / file_name(tuned, quant, name=name) for quant in quants]
     verdicts = []
-    with checking(tuned, verify, data=data, prompts=prompts, bars=bars) as check:
+    with checking(tuned, check_at, bars=bars) as check:
         for quant, target, file in _written(tuned, quants, targets, bars):
             own = [check.judge_gguf(file, target.name, quant)] if check else []
             if file != target:
@@ -161,19 +170,19 @@ def export_gguf(
 
 
 def export_lora_gguf(
-    run: Path, output: Path | None, *, name: str | None, verify: bool, data: Path | None, prompts: int, bars: Bars
+    run: Path, output: Path | None, *, name: str | None, check_at: CheckOptions | None, bars: Bars
 ) -> Outcome:
     """The adapter as GGUF, checked on a float16 GGUF of the bare base that is written for it and removed."""
     tuned = open_tuned(run)
     size = sum(tensor.numel() * 4 for tensor in lora_tensors(tuned).tensors.values())
     folder = output or _default(run, "lora-gguf")
     target = folder / file_name(tuned, "F32", name=name).replace(".gguf", "-LoRA.gguf")
-    if verify:
+    if check_at:
         llama_cpp()
-    require_room(folder, disk=size + (gguf_bytes(tuned, "f16") if verify else 0), memory=working_memory(tuned))
+    require_room(folder, disk=size + (gguf_bytes(tuned, "f16") if check_at else 0), memory=working_memory(tuned))
     write_lora_gguf(tuned, target, advance=bars("adapter", size))
     verdicts = []
-    with checking(tuned, verify, data=data, prompts=prompts, bars=bars) as check:
+    with checking(tuned, check_at, bars=bars) as check:
         if check:
             bare = dataclasses.replace(tuned, adapter=Adapter(updates={}, replaced={}, config=tuned.adapter.config))
             base = folder / f".{target.name}.base"
@@ -193,15 +202,13 @@ def export_ollama(
     *,
     quant: str,
     name: str | None,
-    verify: bool,
-    data: Path | None,
-    prompts: int,
+    check_at: CheckOptions | None,
     bars: Bars,
 ) -> Outcome:
     """A folder with GGUF file and Modelfile, for ``ollama create NAME -f Modelfile``."""
     quant = quant.lower()
     check_quants([quant], [*DIRECT, *QUANTS])
-    if verify or quant not in DIRECT:
+    if check_at or quant not in DIRECT:
         llama_cpp()
     tuned = open_tuned(run)
     target = output or _default(run, "ollama")
@@ -209,7 +216,7 @@ def export_ollama(
     work = partial_path(target)
     file = work / file_name(tuned, quant, name=name)
     verdicts = []
-    with checking(tuned, verify, data=data, prompts=prompts, bars=bars) as check:
+    with checking(tuned, check_at, bars=bars) as check:
         for _, inner, written in _written(tuned, [quant], [file], bars):
             if check:
                 verdicts.append(check.judge_gguf(written, file.name, quant))
