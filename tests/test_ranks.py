@@ -1,16 +1,14 @@
 """Two processes and one: the same curve, each other's checkpoints, and the end of both when one dies."""
 
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from app.artifact import RunDirectory
 from conftest import TinyCheckpoint
 from support.fitting import arguments, fit, write_csv
-from support.ranks import LIMIT, curve, finish, start
+from support.ranks import Strategy, curve, finish, kill_second, start
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +39,9 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_train_as_one_and_go_on_from_its_checkpoint(
-    options: list[str], alone: RunDirectory, tmp_path: Path
+    strategy: Strategy, options: list[str], alone: RunDirectory, tmp_path: Path
 ) -> None:
     """From a checkpoint of one process, inside an epoch: the same losses and validations on two."""
     run = RunDirectory(tmp_path / "run")
@@ -50,7 +49,7 @@ def test_two_ranks_train_as_one_and_go_on_from_its_checkpoint(
     for name in ("step-000002.ckpt", "step-000002.json"):
         (run.checkpoints / name).write_bytes((alone.checkpoints / name).read_bytes())
     two = ["--run", str(run.path), "--resume", "auto", "--trainer.accumulate_grad_batches", "3"]
-    status, said = finish(start([*options, *two]))
+    status, said = finish(start([*options, *two], strategy))
     assert status == 0, said
     for name in ("train/loss", "val/loss"):
         want = {step: value for step, value in curve(alone, name).items() if step > 2}
@@ -67,11 +66,7 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     run = RunDirectory(tmp_path / "run")
     here = [*options, "--run", str(run.path)]
     process = start([*here, "--trainer.accumulate_grad_batches", "3"])
-    until = time.monotonic() + LIMIT
-    while not (run.checkpoints / "step-000003.ckpt").exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    (other,) = [each for each in psutil.Process(process.pid).children() if "fit" in each.cmdline()]
-    other.kill()
+    kill_second(process, run, step=3)
     status, said = finish(process)
     assert status == 2, said
     assert said.count("error: ") == said.count("another rank of this run has ended") == 1

@@ -1,23 +1,28 @@
-"""Runs `fit` on two processes of this CPU, as a user would from the command line."""
+"""Runs `fit` on two processes, as a user would from the command line."""
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from typing import Literal
+
+import psutil
 
 from app.artifact import RunDirectory
 from app.pages.history import read_rows
 from app.pages.run import metrics_path
 from conftest import ROOT
 
-STRATEGY = ROOT / "configs" / "strategy" / "ddp.yaml"
+Strategy = Literal["ddp", "fsdp"]
 LIMIT = 240.0
 """Seconds after which a run that hangs is ended, whatever else runs on the machine."""
 
 
-def start(options: Sequence[str]) -> subprocess.Popen[str]:
+def start(options: Sequence[str], strategy: Strategy = "ddp") -> subprocess.Popen[str]:
     """`python -m app fit …` on two ranks; they inherit this process's environment."""
-    command = [sys.executable, "-m", "app", "fit", "--config", str(STRATEGY), *options, "--trainer.devices", "2"]
+    config = ROOT / "configs" / "strategy" / f"{strategy}.yaml"
+    command = [sys.executable, "-m", "app", "fit", "--config", str(config), *options, "--trainer.devices", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -33,6 +38,16 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
         process.communicate()
         raise
     return process.returncode, said
+
+
+def kill_second(process: subprocess.Popen[str], run: RunDirectory, step: int) -> None:
+    """Kills the second rank once the run has saved that step."""
+    until = time.monotonic() + LIMIT
+    saved = run.checkpoints / f"step-{step:06d}.ckpt"
+    while not saved.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    (second,) = [each for each in psutil.Process(process.pid).children() if "fit" in each.cmdline()]
+    second.kill()
 
 
 def curve(run: RunDirectory, name: str = "train/loss") -> dict[int, float]:
