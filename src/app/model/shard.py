@@ -56,19 +56,20 @@ def shard_layers(causal_lm: "PreTrainedModel", device: torch.device) -> None:
     adapters = {parameter for parameter in causal_lm.parameters() if parameter.requires_grad}
     decoder = causal_lm.get_decoder()
     for layer in decoder.layers:
+        store_as_floats(layer, device)
         layer.to(device)
-        store_as_floats(layer)
         fully_shard(layer, mesh=mesh, ignored_params=adapters)
     # Without weights of its own: one root lets a layer be gathered while the one before it computes.
     fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))
 
 
-def store_as_floats(module: nn.Module) -> None:
-    """Each 4-bit weight as a plain parameter of bfloat16 with the same bytes; ``Linear4bit`` keeps its scales."""
+def store_as_floats(module: nn.Module, device: torch.device) -> None:
+    """Moves 4-bit weights and makes each a plain parameter of the same bytes; ``Linear4bit`` keeps the scales."""
     from bitsandbytes.nn import Linear4bit
 
     for linear in module.modules():
         if isinstance(linear, Linear4bit):
             linear.quant_state, linear.quant_storage = linear.weight.quant_state, STORAGE
-            packed = linear.weight.data.view(-1).view(STORAGE).view(-1, 1)  # [N * K / 4, 1]
+            linear.quant_state.to(device)
+            packed = linear.weight.data.to(device).view(-1).view(STORAGE).view(-1, 1)  # [N * K / 4, 1]
             linear.weight = nn.Parameter(packed, requires_grad=False)
