@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 def with_callback(folder: Path, name: str, **init_args: Any) -> list[str]:
     """Options of `fit` that add ``support.faults.NAME`` to its callbacks."""
-    config = folder / f"{name}.yaml"
-    callback = {"class_path": f"support.faults.{name}", "init_args": init_args}
-    config.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    return with_callbacks(folder, {name: init_args})
+
+
+def with_callbacks(folder: Path, faults: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same for several: name -> its arguments."""
+    config = folder / f"{'-'.join(faults)}.yaml"
+    callbacks = [{"class_path": f"support.faults.{name}", "init_args": dict(given)} for name, given in faults.items()]
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     return ["--config", str(config)]
 
 
@@ -30,10 +36,15 @@ class SendSignal(Callback):
 
 
 class NotANumber(Callback):
-    """Spoils the gradient, or the loss, of some steps; or of all from one on, for as long as the rate is the first."""
+    """Spoils the gradient, or the loss, of some steps; or of all from one on, for as long as the rate is the first.
 
-    def __init__(self, steps: list[int], what: str = "gradient", until_rate_falls: bool = False) -> None:
-        self.steps, self.what, self.until_rate_falls = steps, what, until_rate_falls
+    On every rank, or on one; there the loss, which has still to be added up over them.
+    """
+
+    def __init__(
+        self, steps: list[int], what: str = "gradient", until_rate_falls: bool = False, rank: int | None = None
+    ) -> None:
+        self.steps, self.what, self.until_rate_falls, self.rank = steps, what, until_rate_falls, rank
         self._window: list[str] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -45,7 +56,10 @@ class NotANumber(Callback):
         rows, self._window = self._window, []
         module: Any = pl_module
         step = trainer.global_step + 1
-        if step not in self.steps or (self.until_rate_falls and module.adaptations):
+        fallen = any(adaptation.lr_scale < 1 for adaptation in module.adaptations)
+        if step not in self.steps or (self.until_rate_falls and fallen):
+            return
+        if self.rank not in (None, trainer.global_rank):
             return
         SPOILT.append((step, rows))
         if self.what == "loss":
@@ -59,12 +73,17 @@ SPOILT: list[tuple[int, list[str]]] = []
 
 
 class TooLittleMemory(Callback):
-    """Memory that ends at so many tokens a pass: the model's forward raises what torch's allocator would."""
+    """Memory that ends at so many tokens a pass: the model's forward raises what torch's allocator would.
 
-    def __init__(self, training: int = 10**9, evaluation: int = 10**9) -> None:
-        self.training, self.evaluation = training, evaluation
+    On every rank, or on one.
+    """
+
+    def __init__(self, training: int = 10**9, evaluation: int = 10**9, rank: int | None = None) -> None:
+        self.training, self.evaluation, self.rank = training, evaluation, rank
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rank not in (None, trainer.global_rank):
+            return
         module: Any = pl_module
 
         def refuse(decoder: torch.nn.Module, args: Any, kwargs: Any, states: Any) -> None:
