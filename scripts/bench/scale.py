@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FAMILY = "mistral"
+REDUCTION = "reduction of gradients in ms:"
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -79,7 +81,11 @@ def write_rows(path: Path, count: int, words: int) -> None:
 
 
 def fit_at_random(arguments: list[str]) -> int:
-    """`python -m app fit` on random weights; Lightning starts the other processes with the same command line."""
+    """`python -m app fit` on random weights; Lightning starts the other processes with the same command line.
+
+    Says at the end how many ms a step spent on the reduction of gradients, waiting for other ranks included.
+    """
+    import torch
     from shapes import random_model
 
     import app.model.module
@@ -87,6 +93,7 @@ def fit_at_random(arguments: list[str]) -> int:
     from app.kernels.attention import has_flash
     from app.model.load import forbid_cpu_repacking, read_config
     from app.model.varlen_attention import NAME, register_varlen_attention
+    from app.model.window import Window
 
     def load_base(base: str, family: Any, *, device: Any, mapped: bool, **_: Any) -> Any:
         register_varlen_attention()
@@ -95,14 +102,27 @@ def fit_at_random(arguments: list[str]) -> int:
         forbid_cpu_repacking(model)
         return model
 
+    reduce, seconds = Window.hand_to_ranks, [0.0]
+
+    def timed(window: Window) -> None:
+        torch.cuda.is_available() and torch.cuda.synchronize()
+        begun = time.perf_counter()
+        reduce(window)
+        torch.cuda.is_available() and torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+
     app.model.module.load_base = load_base
-    return application(["fit", *arguments])
+    setattr(Window, "hand_to_ranks", timed)  # noqa: B010  # mypy forbids assigning methods
+    status = application(["fit", *arguments])
+    print(REDUCTION, 1e3 * statistics.median(seconds[len(seconds) // 2 :]))
+    return status
 
 
 def measure_fit(
     options: argparse.Namespace, folder: Path, size: str, gpus: int, kernels: str, card: int
 ) -> dict[str, Any]:
-    """Tokens/s of all processes and the first one's peak memory in GiB: medians of a run's second half.
+    """Tokens/s of all processes (median of a run's second half), the first one's peak memory in GiB, and the time that
+    its reduction of gradients takes in a step.
 
     Raises:
         RuntimeError: it failed; with what it said last.
@@ -131,6 +151,7 @@ def measure_fit(
     return {
         "speed": statistics.median(row["speed/tokens_per_second"] for row in late),
         "peak": max(row["memory/process_peak_gib"] for row in late),
+        "reduction_ms": float(done.stdout.rsplit(REDUCTION, 1)[1].split()[0]),
         "losses": [row["train/loss"] for row in steps],
     }
 
@@ -153,7 +174,8 @@ def table_of_fits(options: argparse.Namespace, folder: Path) -> None:
         finally:
             cards.put(card)
 
-    print("| model | kernels | GPUs | tokens/s | of linear | peak GiB per GPU |\n|---|---|---|---|---|---|")
+    print("| model | kernels | GPUs | tokens/s | of linear | peak GiB per GPU | reduction (ms) |")
+    print("|---|---|---|---|---|---|---|")
     cases = [(gpus, kernels) for gpus in options.gpus for kernels in options.kernels]
     alone: dict[str, float] = {}
     with ThreadPoolExecutor(cards.qsize()) as pool:
@@ -163,12 +185,12 @@ def table_of_fits(options: argparse.Namespace, folder: Path) -> None:
         result = side_by_side.get(case) or run(case)
         record(options, {"size": size, "gpus": gpus, "kernels": kernels, "table": options.table, **result})
         if "failed" in result:
-            print(f"| {size} | {kernels} | {gpus} | failed: {result['failed']} | | |", flush=True)
+            print(f"| {size} | {kernels} | {gpus} | failed: {result['failed']} | | | |", flush=True)
             continue
         each = alone.setdefault(kernels, result["speed"] / gpus)
         print(
             f"| {size} | {kernels} | {gpus} | {result['speed']:,.0f} | {result['speed'] / gpus / each:.1%} | "
-            f"{result['peak']:.2f} |",
+            f"{result['peak']:.2f} | {result['reduction_ms']:.1f} |",
             flush=True,
         )
 
@@ -217,7 +239,6 @@ def table_of_memory(options: argparse.Namespace) -> None:
 def measure_step(model: Any, length: int, device: Any) -> tuple[float, float]:
     """Tokens/s (median of four) and peak GiB of a step of one row, recorded as a graph, with 8-bit AdamW."""
     import gc
-    import time
 
     import torch
 
