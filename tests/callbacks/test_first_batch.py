@@ -1,8 +1,14 @@
 """What the first batch is refused for."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 
-from app.callbacks.first_batch import batch_faults
+from app.callbacks.first_batch import FirstBatchCheck, batch_faults
+from app.data.module import SFTDataModule
+from conftest import TinyCheckpoint
 
 BOS, END, PAD = 1, 2, 0
 
@@ -38,3 +44,16 @@ def test_doubled_bos() -> None:
 
 def test_all_faults_at_once() -> None:
     assert len(faults([[1, 1, 5, 9, 0], [1, 5, 6, 2, 0]], [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])) == 3
+
+
+def test_rank_without_a_row_is_no_fault(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+    """More ranks than rows: one runs a row that trains nothing."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\nWhat is one plus one?,It is two.\n", "utf-8")
+    data = SFTDataModule(
+        path=str(rows), base=str(tiny("smollm2")), family="smollm2", max_length=256, val_fraction=0, test_fraction=0
+    )
+    data.setup("fit")
+    trainer: Any = SimpleNamespace(global_step=0, datamodule=data)
+    module: Any = None
+    FirstBatchCheck().on_train_batch_start(trainer, module, data.collate([]), 0)

@@ -36,7 +36,8 @@ class FirstBatchCheck(Callback):
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step > 0 or batch_idx > 0:
+        nothing = "size" in batch and batch["size"].sum() == 0  # of a rank for which there is no row
+        if trainer.global_step > 0 or batch_idx > 0 or nothing:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         vocabulary = data.tokenizer.get_vocab()
