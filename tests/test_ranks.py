@@ -4,12 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from app.__main__ import main
 from app.artifact import RunDirectory
-from conftest import TinyCheckpoint
+from conftest import ROOT, TinyCheckpoint
 from support.faults import with_callback, with_callbacks
 from support.fitting import arguments, fit, write_csv
 from support.ranks import curve, finish, kill_second, start
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_strategies_parse_beside_a_models_config(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [ROOT / "configs" / "mistral.yaml", ROOT / "configs" / "strategy" / f"{name}.yaml"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *(part for config in configs for part in ("--config", str(config))), "--print_config"])
+    assert ended.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["model"]["shard_base"] is (name == "fsdp") and parsed["model"]["rank"] == 16
+    assert parsed["trainer"]["strategy"]["class_path"] == "lightning.pytorch.strategies.DDPStrategy"
 
 
 @pytest.fixture(scope="module")
