@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_signal_before_training_begins_ends_at_once(
     assert main(["fit", *with_callback(tmp_path, "SignalAtStart"), *undisturbed.options(run)]) == 130
     assert "stopped by ctrl-C before there was anything to save" in capfd.readouterr().err
     assert not list(run.checkpoints.glob("*.ckpt"))
+
+
+def test_one_stop_after_the_other_over_an_epochs_end(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The first stop is after an epoch's last step, without a validation there; each goes on from the one before."""
+    whole = replace(undisturbed, run=RunDirectory(tmp_path / "whole"))
+    fit(*whole.options(whole.run, validate_every=3))
+    run = RunDirectory(tmp_path / "run")
+    for step in (3, 4, 5):
+        fault = with_callback(tmp_path, "SendSignal", step=step, number=int(signal.SIGINT))
+        assert main(["fit", *fault, *whole.options(run, validate_every=3), "--resume", "auto"]) == 130
+        assert find_checkpoint(run, "last").name == f"step-{step + 1:06d}.ckpt"
+    fit(*whole.options(run, validate_every=3), "--resume", "auto")
+    assert whole.is_equal(run)
 
 
 @pytest.mark.slow

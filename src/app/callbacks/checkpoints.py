@@ -96,6 +96,11 @@ class Checkpoints(Checkpoint):
                 logger.log_metrics(self._metrics, step=trainer.global_step - 1)
         self._saved_step = trainer.global_step
         self._due_step = (trainer.global_step // self.every + 1) * self.every
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.current.completed == loop.epoch_progress.current.ready:
+            # The checkpoint ended its epoch. Lightning (2.6.6) has completed it, but would count the next one as its
+            # rest, and a resume from a checkpoint of that one would add up micro-batches in other windows.
+            loop.reset_restart_stage()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
