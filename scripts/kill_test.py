@@ -12,6 +12,7 @@ anything differs.
 
 import argparse
 import json
+import math
 import os
 import random
 import subprocess
@@ -136,12 +137,11 @@ class Experiment:
         """Starts the run and kills it when it comes to ``point``, in steps; one time in six while it still starts."""
         before = len(self.journal(name))
         process = self.start(name)
-        if self.random.random() < 1 / 6:
-            time.sleep(self.random.uniform(0, start_seconds))
-        else:
-            while process.poll() is None and not self.has_reached(name, before, int(point)):
-                time.sleep(0.01)
-            time.sleep(point % 1 * self.step_seconds)
+        starting = self.random.random() < 1 / 6
+        end = time.monotonic() + (self.random.uniform(0, start_seconds) if starting else math.inf)
+        while process.poll() is None and time.monotonic() < end and not self.has_reached(name, before, int(point)):
+            time.sleep(0.01)
+        time.sleep(point % 1 * self.step_seconds)
         if process.poll() is not None:
             raise SystemExit(f"it ended with {process.returncode} before it was killed: {self.folder / name}.log")
         process.kill()
@@ -203,7 +203,8 @@ def run(experiment: Experiment, kills: int) -> tuple[list[Kill], dict[str, bool]
         raise SystemExit(f"the data lasts for {steps} steps only; allow longer rows by --max_length")
     experiment.step_seconds = (time.monotonic() - began) / (steps + 20)  # to start takes as long as some 20 steps
     moments, reached = [], []
-    for point in sorted(experiment.random.uniform(0, steps - 2) for _ in range(kills)):
+    for number in range(kills):  # one in each of as many parts of the run
+        point = (number + experiment.random.random()) * (steps - 2) / kills
         moments.append(experiment.kill_once("killed", point, 20 * experiment.step_seconds))
         journal = experiment.journal("killed")
         reached.append((len(journal), max((entry.get("step", 0) for entry in journal), default=0)))
