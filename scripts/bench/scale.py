@@ -99,6 +99,7 @@ def fit_at_random(arguments: list[str]) -> int:
         register_varlen_attention()
         attention = NAME if has_flash(device) else "eager"
         model = random_model(read_config(base, family), device, attention=attention, mapped=mapped)
+        model.is_loaded_in_4bit = True  # peft asks for it
         forbid_cpu_repacking(model)
         return model
 
