@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.families import Family
+from app.families import Family, get_family
 from app.kernels.triton_support import INTERPRETED
 from app.model.accelerate import Acceleration, accelerate, swap_in
 from app.model.activation_store import LayerPlan
@@ -96,11 +96,26 @@ def test_fp8_errs_as_fp8_does_and_keeping_changes_little(family: Family, tiny: T
         assert 1e-3 < worst(ours, exact) < 0.35
 
 
+@pytest.mark.usefixtures("plain_kernels")
+def test_fp8_rounds_otherwise_in_another_step_and_alike_in_the_same(tiny: TinyCheckpoint) -> None:
+    trained = Trained(str(tiny("mistral")), get_family("mistral"), torch.float32)
+    exact_loss, exact = trained.gradients()
+    acceleration = swap_in(trained.decoder, fp8=True)
+    found = {}
+    for step in (3, 4, 17, 3):  # a resumed run begins in the middle
+        acceleration.begin_step(step)
+        _, ours = trained.gradients()
+        assert worst(ours, exact) < 0.35
+        assert step not in found or all(torch.equal(ours[name], found[step][name]) for name in ours)
+        found[step] = ours
+        with torch.no_grad():  # a validation's loss has nothing of it
+            assert float(trained.loss(trained.ids)) == pytest.approx(exact_loss, rel=1e-5)
+    assert worst(found[4], found[3]) > 1e-3 and worst(found[17], found[3]) > 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter (pip install triton)")
 def test_kernels_in_the_interpreter_give_the_same(tiny: TinyCheckpoint) -> None:
-    from app.families import get_family
-
     trained = Trained(str(tiny("mistral")), get_family("mistral"), torch.float32)
     _, exact = trained.gradients()
     acceleration = accelerate(trained.causal_lm, "bf16")
@@ -111,8 +126,6 @@ def test_kernels_in_the_interpreter_give_the_same(tiny: TinyCheckpoint) -> None:
 
 
 def test_on_a_cpu_the_default_is_the_plain_layers_without_a_word(tiny: TinyCheckpoint) -> None:
-    from app.families import get_family
-
     trained = Trained(str(tiny("smollm2")), get_family("smollm2"), torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,3 +170,19 @@ def test_errs_no_more_than_plain_bfloat16(family: Family, tiny: TinyCheckpoint, 
         assert parameter.grad is not None
         assert float((parameter.grad / 3 - ours[name]).norm() / ours[name].norm()) < 5e-3
     assert not graph._broken and graph._graphs
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_reads_the_scales_of_the_step_it_is_replayed_in(tiny: TinyCheckpoint) -> None:
+    trained = Trained(str(tiny("mistral")), get_family("mistral"), torch.bfloat16)
+    acceleration = swap_in(trained.decoder, fp8=True)
+    graph = StepGraph(trained.loss, list(trained.parameters.values()))
+    losses = []
+    for step in (0, 0, 0, 5, 8, 0):  # eager, captured, replayed
+        acceleration.begin_step(step)
+        losses.append(float(graph({"ids": trained.ids})))
+    assert graph._graphs
+    for step, loss in ((5, losses[3]), (8, losses[4]), (0, losses[5])):
+        acceleration.begin_step(step)
+        assert loss == pytest.approx(float(trained.loss(trained.ids).detach()), rel=1e-4)
+    assert len({losses[3], losses[4], losses[5]}) == 3

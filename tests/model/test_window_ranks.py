@@ -40,7 +40,7 @@ class Step(nn.Module):
         acceleration = swap_in(causal_lm.get_decoder(), fp8=False)
         fast = FastStep(causal_lm, acceleration, trained, budget=None, optimizer="adamw", divisor=WINDOW)
         self.window = Window(
-            lambda batch: fast(batch, first=False), trained, settings=MemorySettings, climb=lambda *fault: None
+            lambda batch: fast(batch, step=0), trained, settings=MemorySettings, climb=lambda *fault: None
         )
         self.trained = trained
 

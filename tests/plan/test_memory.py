@@ -148,7 +148,8 @@ def test_what_the_fast_layers_do_not_cover_is_planned_plain() -> None:
     def precision(card: str = "rtx4060", **changes: Any) -> str:
         return precision_of(options(family, **changes).model, imagined(find_card(card)))
 
-    assert precision() == precision(**{"model.kernels": "auto"}) == "bf16"
+    assert precision() == precision(**{"model.kernels": "auto"}) == "fp8"
+    assert precision("rtx3060") == precision(**{"model.dtype": "float16"}) == "bf16"
     assert precision(**{"model.kernels": "none"}) == precision(**{"model.dtype": "float32"}) == "plain"
     assert precision(**{"model.kernels": "fp8"}) == "fp8"
     assert precision("rtx3060", **{"model.kernels": "fp8"}) == "plain"

@@ -2,16 +2,25 @@
 
 e4m3 keeps a relative precision of 2.7 % (root mean square) over a range of 2^15, so a coarse scale of the weight costs
 nothing; a token's activations and gradients differ from the next token's by far more, so each row gets its own.
+
+A weight's scale is another one in every step (`dither`). With one scale for good a weight would be rounded to the same
+wrong value in every step, and adapters would learn to make up for errors that are not there when the adapted model is
+used: SmolLM2's held-out perplexity after 100 steps was 0.57 to 0.79 % above bf16's (three seeds, H100, 2026-11; the
+forward pass alone made 0.72 of the first's 0.79). With the scale moved it was -0.02 to +0.26 %.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from app.kernels.nf4 import FP8, FP8_MAX
 from app.kernels.triton_support import jit, row_block, row_warps, tl, use_triton
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples modulo 1 fill the interval evenly, however many there are (the three-distance theorem)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +41,15 @@ class Rows:
         if self.fp8 is None or self.scale is None:
             return Rows(value=self.value[rows])
         return Rows(value=self.value[rows], fp8=self.fp8[rows], scale=self.scale[rows])
+
+
+def dither(step: int) -> float:
+    """The factor in [1, 2) on the weights' scales in an optimizer step, known from the step's number alone.
+
+    e4m3's values lie evenly in each power of two: over all factors an error in rounding has the mean 0, but for 0.1 %
+    of the weight. A resumed run goes on with the factors that it would have had.
+    """
+    return float(2.0 ** (step * GOLDEN % 1.0))
 
 
 def quantise_rows(value: torch.Tensor) -> Rows:

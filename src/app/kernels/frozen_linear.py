@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.kernels.fp8 import Rows, scaled_product
+from app.kernels.fp8 import Rows, dither, scaled_product
 from app.kernels.lora_stack import LoraPair, stack_adapters
 from app.kernels.nf4 import FP8, FP8_MAX, NF4Weight, dequantise, dequantise_fp8, dequantise_fp8_transposed
 
@@ -46,10 +46,19 @@ class FrozenLinear:
         if fp8:
             # A block's largest weight is exactly its scale, because NF4 has the codes -1 and 1.
             largest = torch.stack([weight.block_scales().abs().max() for weight in weights]).max()
-            scale = largest / FP8_MAX
-            self.inverse_scale = scale.reciprocal()
-            self.row_scales = scale.expand(1, self.rows).contiguous()
-            self.column_scales = scale.expand(1, self.columns).contiguous()
+            self.smallest_scale = largest / FP8_MAX
+            widest = self.smallest_scale.expand(1, max(self.rows, self.columns)).contiguous()
+            self.use_scale(widest, self.smallest_scale.reciprocal())
+
+    def use_scale(self, scale: torch.Tensor, inverse: torch.Tensor) -> None:
+        """Takes the FP8 weight's scale from here on out of these tensors, which may change between steps.
+
+        Args:
+            scale: float32, the same number for each row or column (the longer of the two): [1, max(N, K)].
+            inverse: of it, float32 [].
+        """
+        self.inverse_scale = inverse
+        self.row_scales, self.column_scales = scale[:, : self.rows], scale[:, : self.columns]
 
     def stack(self) -> StackedLora | None:
         """The adapters as they are now, for one forward or backward pass."""
@@ -61,22 +70,22 @@ class FrozenLinear:
         stack_adapters(self.adapters, [weight.rows for weight in self.weights], a, b)
         return StackedLora(a=a, b=b)
 
-    def decode(self) -> torch.Tensor:
-        """The frozen weight [N, K] as the forward product takes it."""
+    def decode(self, *, fp8: bool) -> torch.Tensor:
+        """The frozen weight [N, K] as the forward product takes it: in FP8, or exact in the model's type."""
         out = torch.empty(
-            self.rows, self.columns, dtype=FP8 if self.fp8 else self.dtype, device=self.weights[0].packed.device
+            self.rows, self.columns, dtype=FP8 if fp8 else self.dtype, device=self.weights[0].packed.device
         )
         row = 0
         for weight in self.weights:
             part = out[row : row + weight.rows]
-            dequantise_fp8(weight, self.inverse_scale, part) if self.fp8 else dequantise(weight, part)
+            dequantise_fp8(weight, self.inverse_scale, part) if fp8 else dequantise(weight, part)
             row += weight.rows
         return out
 
     def decode_transposed(self) -> torch.Tensor:
         """The frozen weight as the input gradient's product takes it: [K, N] in FP8, or [N, K] in the model's type."""
         if not self.fp8:
-            return self.decode()
+            return self.decode(fp8=False)
         out = torch.empty(self.columns, self.rows, dtype=FP8, device=self.weights[0].packed.device)
         row = 0
         for weight in self.weights:
@@ -90,12 +99,13 @@ class FrozenLinear:
         """Outputs [T, N] and the input's projection by A, [T, R].
 
         Args:
-            x: [T, K].
+            x: [T, K], with its FP8 form if ``weight`` is in FP8.
             weight: from `decode`.
             lora: from `stack`.
             projected: the projection, where an earlier forward pass left it.
         """
-        out = scaled_product(x, weight, self.row_scales, self.dtype) if self.fp8 else torch.mm(x.value, weight.t())
+        in_fp8 = weight.dtype == FP8
+        out = scaled_product(x, weight, self.row_scales, self.dtype) if in_fp8 else torch.mm(x.value, weight.t())
         if lora is None:
             return out, None
         if projected is None:
@@ -139,6 +149,28 @@ class FrozenLinear:
                 rank += r
             row += weight.rows
         return grads
+
+
+class WeightScales:
+    """The FP8 scales of all frozen layers, in two tensors that a step moves at once (`app.kernels.fp8.dither`).
+
+    Args:
+        layers: whose products run in FP8.
+    """
+
+    def __init__(self, layers: Sequence[FrozenLinear]) -> None:
+        self._smallest = torch.stack([layer.smallest_scale for layer in layers])  # [L]
+        widest = max(max(layer.rows, layer.columns) for layer in layers)
+        self._scales = self._smallest[:, None].repeat(1, widest)  # [L, widest]
+        self._inverses = self._smallest.reciprocal()
+        for layer, scale, inverse in zip(layers, self._scales, self._inverses, strict=True):
+            layer.use_scale(scale[None], inverse)
+
+    def move(self, step: int) -> None:
+        """To where they stand in that optimizer step; a CUDA graph that was recorded before reads the new values."""
+        scales = self._smallest * dither(step)
+        torch.reciprocal(scales, out=self._inverses)
+        self._scales.copy_(scales[:, None].expand_as(self._scales))
 
 
 def _product_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

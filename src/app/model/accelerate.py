@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.kernels.attention import Documents, Heads, has_flash
-from app.kernels.frozen_linear import FrozenLinear
+from app.kernels.frozen_linear import FrozenLinear, WeightScales
 from app.kernels.glu import Activation
 from app.kernels.lora_stack import LoraPair
 from app.kernels.nf4 import NF4Weight
@@ -44,14 +44,24 @@ class Acceleration:
     Attributes:
         layers: the fast layers.
         store: their activation store.
-        fp8: whether products with frozen weights run in FP8.
+        scales: of the frozen weights where products with them run in FP8, else None.
         undo: puts the original forward back.
     """
 
     layers: list[FastLayer]
     store: ActivationStore
-    fp8: bool
+    scales: WeightScales | None
     undo: Callable[[], None]
+
+    @property
+    def fp8(self) -> bool:
+        """Whether products with frozen weights run in FP8."""
+        return self.scales is not None
+
+    def begin_step(self, step: int) -> None:
+        """Before the micro-batches of an optimizer step, by its number."""
+        if self.scales is not None:
+            self.scales.move(step)
 
     def set_plans(self, plans: list[LayerPlan]) -> None:
         """Another memory plan, from the next forward pass on."""
@@ -59,9 +69,9 @@ class Acceleration:
         self.store.plans = plans
 
 
-def has_fp8(device: torch.device) -> bool:
-    """Whether the device multiplies FP8 matrices (Ada, Hopper and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def has_fp8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device multiplies FP8 matrices (Ada, Hopper and later), and gives ``dtype``: bfloat16 alone."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16
 
 
 def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Acceleration | None:
@@ -70,10 +80,9 @@ def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Accel
     Args:
         causal_lm: a bitsandbytes NF4 model of the Llama, Mistral, Gemma or Phi-3 architecture with peft's layers in it.
         kernels: "none" leaves the model as it is; "bf16" multiplies in the model's own type; "fp8" multiplies with
-            the frozen weights in FP8; "auto" is bf16 on a GPU, and on a CPU the plain layers with lean adapters
-            (`app.model.lean_lora`), without a word. It is never fp8: over three seeds adapters trained so had a
-            held-out perplexity 0.6 to 0.8 % higher (SmolLM2, 100 steps, scripts/bench/curves.py), and half a percent
-            is what speed may cost unasked.
+            the frozen weights in FP8; "auto" is fp8 on a GPU that has it, because adapters trained so are within half a
+            percent of bf16's held-out perplexity (`app.kernels.fp8`), bf16 on others, and on a CPU the plain layers
+            with lean adapters (`app.model.lean_lora`), without a word.
     """
     decoder: Any = causal_lm.get_decoder()
     parameter = decoder.norm.weight
@@ -89,10 +98,10 @@ def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Accel
             raise NotCoveredError("flash attention computes in 16 bits, and model.dtype is float32")
         if parameter.is_cuda and not has_flash(parameter.device):
             raise NotCoveredError(f"{torch.cuda.get_device_name()} has no flash attention")
-        fp8 = kernels == "fp8"
-        if fp8 and parameter.is_cuda and not has_fp8(parameter.device):
-            raise NotCoveredError(f"{torch.cuda.get_device_name()} has no FP8 products")
-        return swap_in(decoder, fp8=fp8)
+        fp8 = has_fp8(parameter.device, parameter.dtype)
+        if kernels == "fp8" and parameter.is_cuda and not fp8:
+            raise NotCoveredError(f"{torch.cuda.get_device_name()} has no FP8 products that give {parameter.dtype}")
+        return swap_in(decoder, fp8=kernels == "fp8" or (kernels == "auto" and fp8))
     except NotCoveredError as reason:
         warnings.warn(f"model.kernels {kernels}: {reason}; training goes on with the plain layers", stacklevel=2)
         return None
@@ -153,7 +162,8 @@ def swap_in(decoder: Any, *, fp8: bool) -> Acceleration:
         decoder.forward = original
 
     decoder.forward = MethodType(forward, decoder)
-    return Acceleration(layers=layers, store=store, fp8=fp8, undo=undo)
+    frozen = [linear for layer in layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    return Acceleration(layers=layers, store=store, scales=WeightScales(frozen) if fp8 else None, undo=undo)
 
 
 def _positions(decoder: Any, hidden: Tensor, position_ids: Tensor | None, documents: Documents | None) -> Positions:

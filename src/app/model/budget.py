@@ -211,11 +211,11 @@ def try_layer(layer: FastLayer, *, rows: int, length: int, device: torch.device)
             _, projected = layer.forward(hidden, positions, save=True)
             layer.backward(grad, positions, projected, to_input=True)
         transient = torch.cuda.max_memory_allocated(device) - before
-        layer.store.begin()
         # Launched kernel by kernel, the pass takes as long as Python does; replayed, as long as the GPU does.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            layer.forward(hidden, positions, save=False)
+            layer.forward(hidden, positions, save=True)
+        layer.store.begin()
     return Trial(transient=transient, forward_seconds=_seconds(graph.replay))
 
 

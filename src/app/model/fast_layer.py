@@ -8,6 +8,7 @@ tokens: its width is 3.5 to 8 times the model's, and tiles bound what exists of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,30 +97,35 @@ class FastLayer:
     def forward(
         self, hidden: torch.Tensor, positions: Positions, *, save: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
-        """The output, and the inputs' projections by the adapters' A, [T, R] each: small, so always kept."""
+        """The output, and the inputs' projections by the adapters' A, [T, R] each: small, so always kept.
+
+        What is not to be trained on (``save`` is False) is computed with the weights as they are, never in FP8: a
+        validation loss is that of the adapted model itself, and does not change with the scales of a step.
+        """
+        fp8 = self.fp8 and save
         projected: dict[str, torch.Tensor | None] = {}
-        _, x = self.attention_norm(hidden, fp8=self.fp8)
+        _, x = self.attention_norm(hidden, fp8=fp8)
         fused, projected["qkv"] = self._project(self.qkv, x)
         out, lse = self._attend(fused, positions)
-        added, projected["output"] = self._project(self.output, self._quantise(out))
+        added, projected["output"] = self._project(self.output, quantise_rows(out) if fp8 else Rows(value=out))
         if save:
             self.store.save(self.index, "hidden", hidden)
             self.store.save(self.index, "attention", fused, out, lse)
         del fused, out, lse
-        middle, x = self.mlp_norm(hidden, fp8=self.fp8, added=added)
+        middle, x = self.mlp_norm(hidden, fp8=fp8, added=added)
         del added
         if save:
             self.store.save(self.index, "middle", middle)
         result = torch.empty_like(middle)
         keep = save and self.store.placement(self.index, "gate_up") != "recompute"
         gate_up_lora, down_lora = self.gate_up.stack(), self.down.stack()
-        gate_up_weight, down_weight = self.gate_up.decode(), self.down.decode()
+        gate_up_weight, down_weight = self.gate_up.decode(fp8=fp8), self.down.decode(fp8=fp8)
         kept: list[torch.Tensor] = []
         gate_up_projected, down_projected = [], []
         for tile in _tiles(hidden.shape[0]):
             gate_up, tile_projected = self.gate_up.forward(x[tile], gate_up_weight, gate_up_lora)
             gate_up_projected.append(tile_projected)
-            active, stored = glu(gate_up, self.activation, fp8=self.fp8, keep=keep)
+            active, stored = glu(gate_up, self.activation, fp8=fp8, keep=keep)
             del gate_up
             if keep:
                 kept += [stored.value] if stored.fp8 is None or stored.scale is None else [stored.fp8, stored.scale]
@@ -224,7 +230,7 @@ class FastLayer:
     def _project(
         self, linear: FrozenLinear, x: Rows, projected: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return linear.forward(x, linear.decode(), linear.stack(), projected)
+        return linear.forward(x, linear.decode(fp8=x.fp8 is not None), linear.stack(), projected)
 
     def _attend(self, fused: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotates query and key in place, then attends."""
@@ -250,7 +256,7 @@ class _Weights:
         return self._get("down", self._layer.down.decode_transposed)
 
     def gate_up(self) -> torch.Tensor:
-        return self._get("gate_up", self._layer.gate_up.decode)
+        return self._get("gate_up", partial(self._layer.gate_up.decode, fp8=self._layer.fp8))
 
     def gate_up_transposed(self) -> torch.Tensor:
         # Outside FP8 both products read the same matrix.

@@ -76,16 +76,14 @@ class FastStep:
         self._graph = StepGraph(self._loss, parameters)
         self._planned = (0, 0)
 
-    def __call__(self, batch: "Batch", *, first: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: "Batch", *, step: int) -> tuple[Tensor, Tensor]:
         """The summed loss of a micro-batch in nats (detached) and its trained tokens, as `summed_loss` gives them.
 
         Args:
             batch: padded or packed rows.
-            first: of an accumulation window: its gradients start from zero.
+            step: number of the optimizer step that it belongs to.
         """
-        if first:
-            for parameter in self._parameters:
-                parameter.grad = None
+        self._acceleration.begin_step(step)
         rows, length = batch["input_ids"].shape
         if self._device.type == "cuda" and rows * length > self._planned[0] * self._planned[1]:
             self._plan(rows, length)

@@ -56,8 +56,9 @@ class QLoRAModule(LightningModule):
         optimizer: paged_adamw_8bit and adamw_8bit need CUDA; elsewhere adamw takes their place.
         gradient_checkpointing: recompute each decoder layer in the backward pass: slower, far less memory; without
             effect where the fast kernels run, which go by the memory budget.
-        kernels: bf16: fast layers on a GPU, the same loss curve; fp8: faster yet on GPUs that have it, at 0.6 to 0.8 %
-            in perplexity; none: the plain layers; auto: bf16 on a GPU, on a CPU the plain layers with lean adapters.
+        kernels: bf16: fast layers on a GPU, the same loss curve; fp8: a third faster on GPUs that have it (RTX 40 and
+            later), within half a percent in perplexity; none: the plain layers; auto: fp8 where the GPU has it, else
+            bf16, on a CPU the plain layers with lean adapters.
         memory_budget: GPU memory that training may take, such as 7150MiB; auto is nearly the whole card. Results that
             do not fit are copied to CPU memory or recomputed. For the fast kernels only.
         shorten_to: tokens that rows may be cut to when memory runs out and nothing else helps; null is never.

@@ -210,7 +210,7 @@ class Passes:
     def _run(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """Forward and backward: adds to the gradients; summed loss (detached) and trained tokens."""
         if self._fast is not None:
-            return self._fast(batch, first=False)
+            return self._fast(batch, step=self._steps())
         with torch.autograd.graph.save_on_cpu(pin_memory=True) if self.settings.offload else nullcontext():
             loss, tokens = self._summed_loss(self._causal_lm, batch)
         (loss / self._divisor).backward()

@@ -88,9 +88,11 @@ def precision_of(model: Mapping[str, Any], gpu: Gpu) -> Precision:
     sixteen_bits = model["dtype"] != "float32" and (gpu.capability is None or gpu.capability >= (8, 0))
     if model["kernels"] == "none" or not (covered and sixteen_bits):
         return "plain"
-    if model["kernels"] == "fp8":
-        return "fp8" if gpu.card is None or gpu.card.fp8 else "plain"
-    return "bf16"
+    has_fp8 = gpu.card.fp8 is not None if gpu.card else (gpu.capability or (8, 9)) >= (8, 9)
+    has_fp8 &= model["dtype"] != "float16"
+    if model["kernels"] == "fp8" and not has_fp8:
+        return "plain"
+    return "fp8" if has_fp8 and model["kernels"] != "bf16" else "bf16"
 
 
 def _plain(shape: ModelShape, adapted: Sequence[Linear], options: FitOptions) -> MemoryPlan:
