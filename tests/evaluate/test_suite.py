@@ -81,9 +81,10 @@ class Resources(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "link", "iframe", "img", "object"):
+        if tag in ("script", "iframe", "img", "object"):
             self.fetched.append(tag)
-        self.fetched += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        places = [str(value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        self.fetched += [place for place in places if place != "data:,"]  # an icon of nothing
         if tag not in ("meta", "link", "br", "img", "input", "polyline", "line", "circle", "path", "rect"):
             self.open.append(tag)
 

@@ -1,10 +1,11 @@
-"""report.html: one file with style and plots inside, to open from disk, print, or send to a colleague."""
+"""report.html of prepared data: what was kept, what was not and why."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from app.data.charts import bars, histogram, stacked
+from app.pages.document import document, section
 from app.pages.style import STYLE
 
 ROWS_SHOWN = 50
@@ -20,30 +21,21 @@ def page(value: Mapping[str, Any]) -> str:
         (
             _head(value, title),
             _advice(value["advice"]),
-            _section("Rows", _rows(value)),
-            _section("Length", _length(value["tokens"])),
-            _section("Rejected, by reason", bars(_by_action(value, "reject"), tone="bad")),
-            _section("Copies and contradictions", _copies(value)),
-            _section("Repaired and noted", bars(_noted(value), tone="warn")),
-            _section("Where it comes from", _sources(value)),
-            _section("Languages", _languages(value["languages"])) if counts["rows_kept"] else "",
-            _section("Classes", bars(_first(value["labels"], 20))) if value["labels"] else "",
-            _section("How it was split", f"<p>{escape(value['split_rule']['text'])}</p>" + _split_facts(value)),
-            _section("Every finding", _findings(value["findings"])),
+            section("Rows", _rows(value)),
+            section("Length", _length(value["tokens"])),
+            section("Rejected, by reason", bars(_by_action(value, "reject"), tone="bad")),
+            section("Copies and contradictions", _copies(value)),
+            section("Repaired and noted", bars(_noted(value), tone="warn")),
+            section("Where it comes from", _sources(value)),
+            section("Languages", _languages(value["languages"])) if counts["rows_kept"] else "",
+            section("Classes", bars(_first(value["labels"], 20))) if value["labels"] else "",
+            section("How it was split", f"<p>{escape(value['split_rule']['text'])}</p>" + _split_facts(value)),
+            section("Every finding", _findings(value["findings"])),
             f"<footer>prepare, app {escape(value['app_version'])}. The same figures are in report.json; every rejected "
             "row with its reason is in rejected.jsonl.</footer>",
         )
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Data report: {escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+    return document(f"Data report: {title}", body, style=STYLE)
 
 
 def _head(value: Mapping[str, Any], title: str) -> str:

@@ -1,13 +1,15 @@
-"""report.html: the evaluation as one file with style and plots inside, to open from disk or send to a colleague."""
+"""report.html of an evaluation: base against tuned, with what it means and how it was measured."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from app.evaluate.charts import strips
+from app.evaluate.findings import p_text
 from app.evaluate.page_parts import appendix, examples, harness, prompts, speed
 from app.evaluate.page_style import STYLE
 from app.pages.charts import line_chart, number
+from app.pages.document import document, section
 
 _MODELS = ("base", "tuned")
 _TONES = {"better": "good", "worse": "bad", "higher": "quiet", "lower": "quiet"}
@@ -22,29 +24,20 @@ def page(report: Mapping[str, Any]) -> str:
     body = "".join(
         (
             _head(report, by_name),
-            _section("Gate", _gate(report["gate"])) if report["gate"] else "",
+            section("Gate", _gate(report["gate"])) if report["gate"] else "",
             _findings(report["findings"]),
-            _section("Before and after, on rows held out", _measures(held_out)),
-            _section("Perplexity by length", _lengths(report["by_length"])) if len(report["by_length"]) > 1 else "",
-            _section("Forgetting", _forgetting(report, by_name)) if report["forgetting"] else "",
-            _section("Training", _training(report["curves"])) if report["curves"] else "",
-            _section("Best and worst answers", examples(report["examples"])) if report["examples"] else "",
-            _section("Benchmark prompts", prompts(report, by_name)) if report["prompts"] else "",
-            _section("Speed", speed(report["speed"])) if report.get("speed") else "",
-            _section("lm-evaluation-harness", harness(report["lm_eval"])) if report.get("lm_eval") else "",
+            section("Before and after, on rows held out", _measures(held_out)),
+            section("Perplexity by length", _lengths(report["by_length"])) if len(report["by_length"]) > 1 else "",
+            section("Forgetting", _forgetting(report, by_name)) if report["forgetting"] else "",
+            section("Training", _training(report["curves"])) if report["curves"] else "",
+            section("Best and worst answers", examples(report["examples"])) if report["examples"] else "",
+            section("Benchmark prompts", prompts(report, by_name)) if report["prompts"] else "",
+            section("Speed", speed(report["speed"])) if report.get("speed") else "",
+            section("lm-evaluation-harness", harness(report["lm_eval"])) if report.get("lm_eval") else "",
             appendix(report),
         )
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><title>Evaluation: {escape(title)}</title><style>{STYLE}</style></head>'
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+    return document(f"Evaluation: {title}", body, style=STYLE)
 
 
 def _head(report: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> str:
@@ -149,8 +142,7 @@ def _numbers(estimates: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _verdict(metric: Mapping[str, Any]) -> str:
     tone = _TONES.get(metric["verdict"], "quiet")
-    p = metric["p"]
-    text = "" if p is None else "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    text = "" if metric["p"] is None else escape(p_text(metric["p"]))
     verdict = metric["verdict"].replace("no difference shown", "no difference").replace(" to tell", "")
     return f'<span class="pill {tone}">{escape(verdict)}</span><small> {text}</small>'
 

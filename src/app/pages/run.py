@@ -14,6 +14,7 @@ from statistics import median
 
 from app.artifact import Manifest, RunDirectory, write_atomic
 from app.pages.charts import Curve, line_chart, number, thin
+from app.pages.document import document, section
 from app.pages.history import Row, read_rows
 from app.pages.run_parts import STYLE, configuration, files, samples
 
@@ -62,27 +63,21 @@ def run_page(
         refresh: seconds until a reader's browser loads it again, while the run goes on.
     """
     name = run.path.resolve().name
-    again = f'<meta http-equiv="refresh" content="{max(1, round(refresh))}">' if manifest.status == "running" else ""
     body = "".join(
         (
             _head(name, manifest, metrics),
             _cards(metrics),
             _changes(manifest),
-            f"<section><h2>Curves, over optimizer steps</h2>{_plots(metrics)}</section>" if metrics else "",
-            f"<section><h2>Answers during training</h2>{samples(answers)}</section>" if answers else "",
-            f"<section><h2>Reports and files</h2>{files(run)}</section>",
-            f"<section><h2>Configuration</h2>{configuration(manifest)}</section>",
+            section("Curves, over optimizer steps", _plots(metrics)) if metrics else "",
+            section("Answers during training", samples(answers)) if answers else "",
+            section("Reports and files", files(run)),
+            section("Configuration", configuration(manifest)),
             f"<footer>Written {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC. The same figures are in "
             '<a href="logs/metrics.jsonl">logs/metrics.jsonl</a>, a line for each step.</footer>',
         )
     )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
-        'content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(name)}: {manifest.status}</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    again = max(1, round(refresh)) if manifest.status == "running" else None
+    return document(f"{name}: {manifest.status}", body, style=STYLE, refresh=again)
 
 
 def curve(metrics: Sequence[Row], name: str) -> Curve:
