@@ -84,6 +84,7 @@ def test_faults_are_one_message(run: RunDirectory, tmp_path: Path, capsys: pytes
         (["evaluate", "--run", str(tmp_path)], "is not a run directory"),
         (["evaluate", "--run", str(run.path), "--fail-if", "perplexty>5"], "did you mean perplexity?"),
         (["evaluate", "--run", str(run.path), "--prompts", str(tmp_path / "none.json")], "cannot be read"),
+        (["evaluate", "--run", str(run.path), "--answers", "-1"], "--answers is -1; it must be from 0"),
     ):
         assert main(options) == 2
         found = capsys.readouterr().err

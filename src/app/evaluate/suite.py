@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from app.artifact import Manifest, RunDirectory, write_atomic
 from app.cache import cache_key, content_hash
+from app.errors import require_ranges
 from app.evaluate.bootstrap import Estimate
 from app.evaluate.device import device_name
 from app.evaluate.forgetting import forgetting
@@ -59,9 +60,13 @@ def evaluate_run(
         progress: shows how far it is.
 
     Raises:
-        ConfigError: conditions or prompts cannot be read.
+        ConfigError: an option is out of range, or conditions or prompts cannot be read.
         RunError, DataError, ModelError, MachineError: see `open_run` and `open_heldout`.
     """
+    most = 10**9
+    require_ranges(
+        "", {"answers": (answers, 0, most), "max_tokens": (max_tokens, 1, most), "batch_size": (batch_size, 1, most)}
+    )
     tasks = [
         *(("heldout",) if answers else ()),
         *(("general",) if general else ()),
