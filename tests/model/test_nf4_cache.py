@@ -1,6 +1,7 @@
 """The stored NF4 form: the same model to the bit, made anew when it is damaged or the checkpoint changed."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def test_second_load_reads_the_copy_and_is_equal_to_the_bit(family: Family, tiny
     assert torch.equal(first(ids).logits, second(ids).logits)
     assert second.name_or_path == second.config.name_or_path == first.name_or_path == base
     assert not any(parameter.requires_grad for parameter in second.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_mapped_weights_lie_in_the_stored_file(tiny: TinyCheckpoint, cache: Path) -> None:
+    """So processes that cut a base into shards take no memory of their own for what is another's share."""
+    base, family = str(tiny("mistral")), get_family("mistral")
+    models = [load_base(base, family, device=CPU, dtype=torch.bfloat16, mapped=True) for _ in range(2)]
+    files = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if str(cache) in line:
+            files.append(range(*(int(end, 16) for end in line.split()[0].split("-"))))
+
+    def is_mapped(model: torch.nn.Module) -> list[bool]:
+        packed = [parameter.data_ptr() for parameter in model.parameters() if parameter.dtype == torch.uint8]
+        return [any(address in file for file in files) for address in packed]
+
+    made, read = map(is_mapped, models)
+    assert len(read) == 14 and all(read) and not any(made)
 
 
 def test_each_way_of_quantising_has_its_own(tiny: TinyCheckpoint, cache: Path) -> None:
