@@ -33,7 +33,7 @@ def test_says_every_part_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> 
     assert "\x1b[" not in shown, "no colours where there is no terminal"
     assert main(MISTRAL) == 0
     shown = capsys.readouterr().out
-    assert "policy: bf16 kernels, 32 layers: inputs" in shown and "pinned CPU memory" in shown
+    assert "policy: FP8 kernels, 32 layers: inputs" in shown and "pinned CPU memory" in shown
 
 
 def test_options_of_fit_change_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def driver_memory(device: torch.device) -> int:
     """
     library = nvml()
     try:
-        processes = library.nvmlDeviceGetComputeRunningProcesses(_nvml_handle(device))
+        processes = library.nvmlDeviceGetComputeRunningProcesses(nvml_handle(device))
     except library.NVMLError:
         processes = []
     own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
@@ -56,7 +56,7 @@ def driver_memory(device: torch.device) -> int:
 
 
 @cache
-def _nvml_handle(device: torch.device) -> Any:
+def nvml_handle(device: torch.device) -> Any:
     """The driver's handle of the card, looked up once: memory is read at every micro-batch."""
     # NVML numbers cards by PCI bus and ignores CUDA_VISIBLE_DEVICES: the card is found by its UUID.
     return nvml().nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
