@@ -15,6 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from app.families import all_families, get_family
 
 
+def write_checkpoint(name: str, folder: Path, *, layers: int | None = None) -> int:
+    """Writes config and weights of the family; returns the number of its parameters."""
+    changed = {"num_hidden_layers": layers} if layers else {}
+    config = AutoConfig.for_model(**{**get_family(name).config, **changed})
+    torch.manual_seed(42)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=list(all_families()))
@@ -22,16 +33,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the family has")
     options = parser.parse_args()
-    family = get_family(options.family)
-    changed = {"num_hidden_layers": options.layers} if options.layers else {}
-    config = AutoConfig.for_model(**{**family.config, **changed})
-    torch.manual_seed(42)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(options.output)
+    parameters = write_checkpoint(options.family, options.output, layers=options.layers)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(options.tokenizer), clean_up_tokenization_spaces=False)
     tokenizer.save_pretrained(options.output)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {options.output}")
+    print(f"{parameters:,} parameters in {options.output}")
 
 
 if __name__ == "__main__":

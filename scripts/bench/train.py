@@ -2,7 +2,8 @@
 
 Each system runs in a process of its own on the model shape named, with random weights (speed and memory do not depend
 on their values): NF4 with double quantisation, LoRA on all linear layers, AdamW, every position trained. Memory is what
-NVML (nvidia-smi) reads for the card at its highest during the training steps.
+NVML (nvidia-smi) reads for the card at its highest during the training steps. Two shorter tables follow: what the
+optimizers take for a step (`optimizers.py`), and what loading the model takes (`load.py`).
 
     python scripts/bench/train.py --table                          # every row, about six minutes
     python scripts/bench/train.py --systems fp8 bf16 --batches 1   # some of them
@@ -11,18 +12,18 @@ NVML (nvidia-smi) reads for the card at its highest during the training steps.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from apart import Apart, MemoryWatch, send, take
+from load import load_table
+from optimizers import optimizer_table
 from shapes import SHAPES, TARGETS, add_adapters, build_base, save_checkpoint
 
 # Fixed segments lost 600 MiB to gaps between tensors of different sizes, growing ones 270 (H100, 2026-11).
@@ -41,35 +42,11 @@ class Case:
     batches: list[int]
     length: int = 2048
     optimizer: str = "adamw"
-
-
-class MemoryWatch(threading.Thread):
-    """The card's used memory at its highest, as NVML reads it, sampled every 2 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        from app.nvml import nvml
-
-        library = nvml()
-        handle = library.nvmlDeviceGetHandleByIndex(0)
-        # Version 2 leaves out what the driver reserves for itself (480 MiB of an H100), as nvidia-smi does.
-        self._read = lambda: library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used
-        self._done = threading.Event()
-        self.peak = 0
-
-    def run(self) -> None:
-        while not self._done.wait(0.002):
-            self.peak = max(self.peak, self._read())
-
-    def stop(self) -> float:
-        """The peak in MiB."""
-        self._done.set()
-        self.join()
-        return max(self.peak, self._read()) / 2**20
+    steps: int | None = None
 
 
 def run_one(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures one system at each batch size; the results go to the caller as a JSON line."""
+    """Measures one system at each batch size."""
     import torch
 
     torch.manual_seed(0)
@@ -80,16 +57,21 @@ def run_one(args: argparse.Namespace) -> list[dict[str, Any]]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     setup = time.perf_counter() - started
-    return [measure(model, batch, args, device) | {"setup_s": setup} for batch in args.batches]
+    times = {"setup_s": setup, "load_s": getattr(args, "load_s", None)}
+    return [measure(model, batch, args, device) | times for batch in args.batches]
 
 
 def load_unsloth(args: argparse.Namespace) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
+    torch.zeros(1, device="cuda")
+    begun = time.perf_counter()
     model, _ = FastLanguageModel.from_pretrained(
         args.checkpoint, max_seq_length=args.length, dtype=torch.bfloat16, load_in_4bit=True
     )
+    torch.cuda.synchronize()
+    args.load_s = time.perf_counter() - begun
     model = FastLanguageModel.get_peft_model(
         model, r=args.rank, lora_alpha=2 * args.rank, lora_dropout=0, bias="none", target_modules=TARGETS[:7],
         use_gradient_checkpointing="unsloth",
@@ -210,22 +192,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run_apart(arguments: list[str], timeout: float, folders: Sequence[str] = ()) -> list[dict[str, Any]] | str:
-    """One system in its own process, with folders to import from before all others; text where it failed."""
-    command = [sys.executable, __file__, "--one", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        return f"took over {timeout:.0f} s"
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("RESULT "):
-            print(done.stdout[: -len(line) - 1], end="")  # a profile, if one was asked for
-            return list(json.loads(line[7:]))
-    print(done.stdout[-1500:], done.stderr[-3000:], file=sys.stderr)
-    return "failed: " + (done.stderr.strip().splitlines() or ["no output"])[-1][:120]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="the whole table: all systems, shapes and lengths")
@@ -252,20 +218,23 @@ def main() -> None:
     parser.add_argument(
         "--unsloth-path", default="", help="folder with Unsloth, if it is not installed beside the rest"
     )
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", default="", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--checkpoint", default="", help="folder with the 4-bit model for Unsloth; made if there is none"
+    )
+    parser.add_argument("--load", default="", help="folder with a 16-bit model for load.py; made if there is none")
     parser.add_argument("--save", default="", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    given = take()
+    args = parser.parse_args(given)
     args.budgets += args.budgets[-1:] * (len(args.batches) - len(args.budgets))
-    if args.save:
+    if given is None:
+        run_all(args)
+    elif args.save:
         save_checkpoint(args.shapes[0], Path(args.save))
-        print("RESULT []")
-    elif args.one:
+        send([])
+    else:
         args.system, args.shape = args.systems[0], args.shapes[0]
         args.budget = dict(zip(args.batches, args.budgets, strict=False))
-        print("RESULT " + json.dumps(run_one(args)))
-    else:
-        run_all(args)
+        send(run_one(args))
 
 
 def budget(batch: int, args: argparse.Namespace, results: list[dict[str, Any]]) -> int:
@@ -282,7 +251,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
     else:
         groups = [Case(system, "mistral", [1, 4]) for system in ("unsloth", "plain", "fp8", "bf16")]
         groups += [Case("bf16", shape, [1]) for shape in ("llama3", "gemma", "phi3")]
-        groups += [Case(system, "mistral", [1], 16384, "adamw_8bit") for system in ("fp8", "bf16")]
+        groups += [Case(system, "mistral", [1], 16384, "adamw_8bit", steps=4) for system in ("fp8", "bf16")]
     # Peers take all sizes in one process; each of ours starts anew, because its plan counts what is in use.
     return [
         replace(case, batches=batches)
@@ -292,32 +261,52 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Every system in its own process, and the table."""
+    """Every system in its own process, and the tables."""
     results: list[dict[str, Any]] = []
-    passed = [f"--{name}={getattr(args, name)}" for name in ("rank", "steps", "warmup", "profile")]
-    passed += [
-        f"--{name.replace('_', '-')}" for name in ("eager", "keep_embeddings", "no_offload") if getattr(args, name)
-    ]
-    for case in cases(args):
-        extra = ["--systems", case.system, "--shapes", case.shape, "--batches", *map(str, case.batches), *passed]
-        extra += [f"--length={case.length}", f"--optimizer={case.optimizer}"]
-        extra += ["--budgets", *(str(budget(batch, args, results)) for batch in case.batches)]
-        folders = [args.unsloth_path] if case.system == "unsloth" and args.unsloth_path else []
-        if PathFinder.find_spec(SYSTEMS[case.system], [*folders, *sys.path]) is None:
-            outcome: list[dict[str, Any]] | str = f"{SYSTEMS[case.system]} is not installed"
-        elif case.system == "unsloth":
-            with tempfile.TemporaryDirectory() as folder:
-                # In a process of its own: this one must hold nothing of the GPU.
-                run_apart([f"--shapes={case.shape}", f"--save={folder}"], args.timeout)
-                outcome = run_apart([*extra, f"--checkpoint={folder}"], args.timeout, folders)
-        else:
-            outcome = run_apart(extra, args.timeout)
-        if isinstance(outcome, str):
-            row = {"system": case.system, "shape": case.shape, "length": case.length, "skipped": outcome}
-            outcome = [row | {"batch": batch} for batch in case.batches]
-        results += outcome
-        print(json.dumps(outcome), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        todo = cases(args)
+        waiting = start(todo[0], args)
+        for case, following in zip(todo, [*todo[1:], None], strict=True):
+            if case.system == "unsloth" and not args.checkpoint and waiting is not None:
+                args.checkpoint = scratch
+                Apart(Path(__file__)).run([f"--shapes={case.shape}", f"--save={scratch}"], args.timeout)
+            process, waiting = waiting, start(following, args)
+            outcome = process.run(arguments(case, args, results), args.timeout) if process else None
+            if not isinstance(outcome, list):
+                reason = outcome or f"{SYSTEMS[case.system]} is not installed"
+                row = {"system": case.system, "shape": case.shape, "length": case.length, "skipped": reason}
+                outcome = [row | {"batch": batch} for batch in case.batches]
+            results += outcome
+            print(json.dumps(outcome), flush=True)
     print(table(results))
+    if args.table:
+        here = Path(__file__).parent
+        print("", optimizer_table(Apart(here / "optimizers.py").run([], args.timeout)), sep="\n", flush=True)
+        loads = Apart(here / "load.py").run([args.load], args.timeout)
+        unsloth = [{"what": "Unsloth, from 4 bits", "seconds": r["load_s"]} for r in results if r.get("load_s")]
+        print("", load_table([*unsloth[:1], *loads] if isinstance(loads, list) else loads), sep="\n")
+
+
+def start(case: Case | None, args: argparse.Namespace) -> Apart | None:
+    """A process that imports what this case needs; None where that is not installed, and after the last case."""
+    if case is None:
+        return None
+    folders = [args.unsloth_path] if case.system == "unsloth" and args.unsloth_path else []
+    if PathFinder.find_spec(SYSTEMS[case.system], [*folders, *sys.path]) is None:
+        return None
+    # Unsloth must come before all that it patches.
+    return Apart(Path(__file__), folders, first="unsloth" if case.system == "unsloth" else "")
+
+
+def arguments(case: Case, args: argparse.Namespace, results: list[dict[str, Any]]) -> list[str]:
+    """What the process of a case is told."""
+    told = ["--systems", case.system, "--shapes", case.shape, "--batches", *map(str, case.batches)]
+    told += ["--budgets", *(str(budget(batch, args, results)) for batch in case.batches)]
+    told += [f"--length={case.length}", f"--optimizer={case.optimizer}", f"--checkpoint={args.checkpoint}"]
+    told += [f"--{name}={getattr(args, name)}" for name in ("rank", "warmup", "profile")]
+    told += [f"--steps={case.steps or args.steps}"]
+    switches = ("eager", "keep_embeddings", "no_offload")
+    return told + [f"--{name.replace('_', '-')}" for name in switches if getattr(args, name)]
 
 
 if __name__ == "__main__":
