@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,13 @@ def fast_step(model: Any, parameters: list[Any], ids: Any, args: argparse.Namesp
         state_bytes=STATE_BYTES[args.optimizer] * sum(p.numel() for p in parameters), device=ids.device,
         offload=not args.no_offload,
     )  # fmt: skip
-    run = (lambda: graph({"input_ids": ids})) if not args.eager else (lambda: _eager(loss, ids))
-    return run, describe_plans(plans)
+    number = count()
+
+    def step() -> Any:
+        acceleration.begin_step(next(number))
+        return _eager(loss, ids) if args.eager else graph({"input_ids": ids})
+
+    return step, describe_plans(plans)
 
 
 def _eager(loss: Any, ids: Any) -> Any:
