@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from app.__main__ import main
 from app.data.records import read_prepared
 from support.messy import FACTS, messy_csv
+from support.page import Page
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "val", "test")
@@ -55,37 +55,13 @@ def test_a_messy_spreadsheet_becomes_a_clean_set_with_no_options(
     assert "5,000 rows in" in shown and "messy.csv:1201" in shown
 
 
-class Page(HTMLParser):
-    """What a page loads, and whether its tags close."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.open: list[str] = []
-        self.bars = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "data", "srcset")]
-        self.bars += tag == "rect"
-        if tag not in ("meta", "line", "rect", "text") or tag in ("rect", "text"):
-            self.open += [] if tag == "meta" else [tag]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "line":
-            assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag == "line"
-
-
 def test_the_page_stands_alone_and_is_safe(tmp_path: Path) -> None:
     path = tmp_path / "a<b>.csv"
     path.write_text(GOOD + '"<script>alert(1)</script>",\n')
     assert main(["prepare", str(path), "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.html").read_text("utf-8")
-    page = Page()
-    page.feed(text)
-    assert page.loads == [] and page.open == [] and page.bars > 5
+    page = Page(text)
+    assert not page.fetches and not page.links and page.tags["rect"] > 5
     assert "<script" not in text and "a<b>" not in text and "url(" not in text
     for title in (
         "Length",

@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from app.evaluate import suite
 from app.evaluate.compare import compare_runs
 from app.evaluate.heldout import heldout_rows, open_heldout
 from app.evaluate.report import read_report
+from support.page import Page
 
 Evaluate = Callable[..., dict]
 
@@ -71,36 +71,10 @@ def test_report_holds_everything_that_was_promised(report: dict) -> None:
     assert report["configuration"]["model"]["rank"] == 16
 
 
-class Resources(HTMLParser):
-    """Everything a page would fetch, and its text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "iframe", "img", "object"):
-            self.fetched.append(tag)
-        places = [str(value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
-        self.fetched += [place for place in places if place != "data:,"]  # an icon of nothing
-        if tag not in ("meta", "link", "br", "img", "input", "polyline", "line", "circle", "path", "rect"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("polyline", "line", "circle", "path", "rect"):
-            assert self.open.pop() == tag, f"</{tag}> does not close"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_needs_nothing_but_itself(run: RunDirectory, report: dict) -> None:
     source = (run.reports / "report.html").read_text("utf-8")
-    page = Resources()
-    page.feed(source)
-    assert not page.fetched and not page.open
+    page = Page(source)
+    assert not page.fetches and not page.links
     assert "url(" not in source and "@import" not in source
     assert "prefers-color-scheme:dark" in source and 'name="viewport"' in source
     for text in ("better than its base", "Forgetting", "Loss, nats per trained token", "Benchmark prompts", "Holm"):
