@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import pickle
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,9 +71,6 @@ def test_keys_and_hashes_depend_on_every_part(tmp_path: Path) -> None:
 
 
 def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:
-    import os
-    import time
-
     old, new = tmp_path / "old", tmp_path / "new"
     old.touch()
     new.touch()
@@ -114,6 +113,20 @@ def test_a_second_start_reads_the_tables(
     assert sorted(p for p in cache.rglob("*") if p.is_file()) == files
     with pytest.raises(AssertionError, match="done twice"):
         module(source, tiny("smollm2"), max_length=100)
+
+
+def test_what_is_used_every_day_is_not_old(tmp_path: Path, tiny: TinyCheckpoint, cache: Path) -> None:
+    """Raw data that was prepared a month ago, and is trained on still."""
+    source = write_csv(tmp_path / "rows.csv")
+    module(source, tiny("smollm2"))
+    made = [entry for kind in ("prepared", "tokens") for entry in (cache / kind).iterdir()]
+    assert len(made) == 4
+    for entry in made:
+        os.utime(entry, (0, time.time() - 31 * 24 * 3600))
+    module(source, tiny("smollm2"))
+    for kind in ("prepared", "tokens"):
+        drop_unused(cache / kind)
+    assert all(entry.exists() for entry in made)
 
 
 def test_rows_left_out_are_said_at_every_start(

@@ -1,6 +1,7 @@
 """From what ``data.path`` names to a token table per split; each step is done once and found again by its content."""
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,7 @@ def prepared_folder(
     )  # fmt: skip
     target = cache_folder("prepared") / key
     if content and (target / "train.jsonl").is_file():
+        os.utime(target)
         return target
     drop_unused(target.parent)
     # Prepared beside and moved: of two runs that start together, each finds a whole folder.
