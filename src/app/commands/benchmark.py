@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
+from app.commands.source import check_source, open_source
 from app.terminal import is_quiet, make_table, progress_bars
 
 if TYPE_CHECKING:
@@ -48,17 +49,11 @@ def benchmark(
     from rich.console import Console
 
     from app.artifact import RunDirectory, write_atomic
-    from app.commands.chat import check_source
     from app.evaluate.report import SPEED
     from app.evaluate.speed import speed_benchmark
-    from app.generate.session import open_base, open_run
 
     check_source(run, base, family, command="benchmark")
-    if run is not None:
-        session = open_run(run, device=device)
-    else:
-        assert base is not None and family is not None
-        session = open_base(base, family, device=device)
+    session = open_source(run, base, family, device=device)
     console = Console()
     with progress_bars() as progress:
         found = speed_benchmark(

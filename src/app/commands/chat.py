@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
+from app.commands.source import check_source, open_source
 from app.errors import ConfigError, DataError
 from app.terminal import is_quiet
 
@@ -70,37 +71,14 @@ def chat(
     if sys.stderr.isatty() and question is None and not is_quiet():
         print("loading …", file=sys.stderr)  # The imports alone take seconds; then a bar shows.
     from app.generate.engine import Engine
-    from app.generate.session import open_base, open_run
 
-    if run is not None:
-        session = open_run(run, device=device)
-    else:
-        assert base is not None and family is not None
-        session = open_base(base, family, device=device)
+    session = open_source(run, base, family, device=device)
     engine = Engine(session, slots=1, context=context, reuse=True, cache_bits=cache_bits)
     if question is not None:
         return _answer_once(engine, question, system, sampling, json=json)
     from app.commands.chat_terminal import Terminal
 
     return Terminal(session, engine, sampling, system=system, history=history).run()
-
-
-def check_source(run: Path | None, base: str | None, family: str | None, *, command: str) -> None:
-    """Refuses options that name no model, or two.
-
-    Raises:
-        ConfigError: saying which of --run, --base and --family is missing or too much.
-    """
-    if (run is None) == (base is None):
-        raise ConfigError(
-            "name either a run or a base model",
-            where="--run, --base",
-            remedy=f"{command} --run runs/NAME, or {command} --base models/SmolLM2-135M-Instruct --family smollm2",
-        )
-    if base is not None and family is None:
-        raise ConfigError("--base needs --family", where="--family", remedy="add --family NAME, such as smollm2")
-    if run is not None and family is not None:
-        raise ConfigError("--family goes with --base: a run knows its own", where="--family", remedy="leave it out")
 
 
 def _one_question(prompt: str | None) -> str | None:
