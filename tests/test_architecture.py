@@ -26,7 +26,10 @@ LAYERS = (
     ),
     ("app.data",),
     (
-        *(f"app.data.{name}" for name in ("tokenize", "tokenized", "cache", "pack", "sampler", "preview", "module")),
+        *(
+            f"app.data.{name}"
+            for name in ("tokenize", "tokenized", "cache", "pack", "padding", "sampler", "preview", "module")
+        ),
         "app.kernels",
     ),
     ("app.model",),

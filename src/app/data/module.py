@@ -16,6 +16,7 @@ from app.data.cache import TokenTable
 from app.data.lengths import TooLong
 from app.data.pack import Packed, PackedRows
 from app.data.packing import best_fit_decreasing, efficiency
+from app.data.padding import padded
 from app.data.records import Conversation
 from app.data.sampler import EpochBatchSampler, shard
 from app.data.split import SPLITS
@@ -155,16 +156,7 @@ class SFTDataModule(LightningDataModule):
         """Rows padded at the end to the longest: input_ids [B, T], attention_mask [B, T], trained [B, T]."""
         if not rows:
             return self._nothing(NOTHING)
-        width = max(len(row.input_ids) for row in rows)
-        input_ids = torch.full((len(rows), width), int(self.tokenizer.pad_token_id))  # [B, T]
-        attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        trained = torch.zeros((len(rows), width), dtype=torch.bool)
-        for index, row in enumerate(rows):
-            length = len(row.input_ids)
-            input_ids[index, :length] = torch.tensor(row.input_ids)
-            attention_mask[index, :length] = 1
-            trained[index, :length] = torch.tensor(row.trained)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "trained": trained}
+        return padded(rows, pad_id=int(self.tokenizer.pad_token_id))
 
     def collate_packed(self, rows: Sequence[Packed]) -> dict[str, Tensor]:
         """Packed rows: input_ids [B, T], position_ids [B, T], trained [B, T], T = max_length; no attention mask.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from app.data.padding import padded
 from app.data.tokenize import Encoding
 from app.evaluate.samples import Scored
 from app.kernels.linear_cross_entropy import CHUNK_ELEMENTS
@@ -41,21 +42,12 @@ def score(causal_lm: "PreTrainedModel", rows: Sequence[Encoding], *, pad_id: int
         rows: a batch.
         pad_id: what shorter rows are filled up with; nothing attends to it.
     """
-    device = causal_lm.device
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id)  # [B, T]
-    attended = torch.zeros((len(rows), width), dtype=torch.int64)
-    wanted = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        length = len(row.input_ids)
-        input_ids[index, :length] = torch.tensor(row.input_ids)
-        attended[index, :length] = 1
-        wanted[index, :length] = torch.tensor(row.trained)
-    places = wanted[:, 1:]  # [B, T-1]
-    targets = input_ids[:, 1:][places].to(device)  # [N]
+    batch = {name: tensor.to(causal_lm.device) for name, tensor in padded(rows, pad_id=pad_id).items()}
+    places = batch["trained"][:, 1:]  # [B, T-1]
+    targets = batch["input_ids"][:, 1:][places]  # [N]
     states = causal_lm.get_decoder()(
-        input_ids=input_ids.to(device), attention_mask=attended.to(device), use_cache=False
-    ).last_hidden_state[:, :-1][places.to(device)]  # [N, D]
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state[:, :-1][places]  # [N, D]
     head = causal_lm.get_output_embeddings().weight  # [V, D]
     step = max(1, CHUNK_ELEMENTS // head.shape[0])
     losses, right = [], []
