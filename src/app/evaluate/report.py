@@ -11,7 +11,6 @@ from typing import Any
 
 from app import __version__
 from app.artifact import Manifest, RunDirectory, write_atomic
-from app.errors import RunError
 from app.evaluate.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 from app.evaluate.curves import read_curves
 from app.evaluate.findings import findings, headline
@@ -112,38 +111,12 @@ def build_report(
 
 def check_report(value: Any) -> None:
     """Asserts that a report has the form its schema promises."""
-    fault = schema_fault(value)
-    assert fault is None, fault
-
-
-def read_report(directory: RunDirectory) -> dict[str, Any]:
-    """The report of an evaluated run.
-
-    Raises:
-        RunError: there is none, or it is damaged.
-    """
-    path = directory.reports / REPORT
-    remedy = f"run `python -m app evaluate --run {directory.path}`"
-    if not path.is_file():
-        raise RunError(f"{directory.path} has not been evaluated: it has no reports/{REPORT}", remedy=remedy)
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise RunError(f"{path} is damaged: {fault}", remedy=remedy) from fault
-    broken = schema_fault(value)
-    if broken is not None:
-        raise RunError(f"{path} is damaged or of another version: {broken}", remedy=remedy)
-    return value
-
-
-def schema_fault(value: Any) -> str | None:
-    """Where a value is not a report; None if it is one."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
     schema = json.loads(files("app.evaluate").joinpath("report.schema.json").read_text("utf-8"))
     fault = best_match(Draft202012Validator(schema).iter_errors(value))
-    return None if fault is None else f"{fault.json_path}: {fault.message}"
+    assert fault is None, f"{fault.json_path}: {fault.message}"
 
 
 def describe(metric: Metric) -> dict[str, str]:
