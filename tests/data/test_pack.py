@@ -65,8 +65,8 @@ def test_a_packed_row_restarts_positions_and_trains_nothing_across_a_border() ->
     assert row.input_ids == [5, 6, 7, 8, 9, 0, 0, 0]
     assert row.position_ids == [0, 1, 2, 0, 1, 0, 1, 2]
     assert row.trained == [False, True, False, False, True, False, False, False]
-    assert row.borders == [0, 3, 5, 8]
-    assert pack(samples, 5, pad_id=0).borders == [0, 3, 5]
+    assert (row.samples, row.tokens) == (2, 5)
+    assert pack(samples, 5, pad_id=0).position_ids == [0, 1, 2, 0, 1]
 
 
 def samples(count: int = 7) -> list[Encoding]:

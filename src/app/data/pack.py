@@ -1,7 +1,7 @@
 """Several samples in one row of fixed length, so that no position of a batch is padding.
 
-Samples stay apart: positions begin at 0 in each, and attention is block-diagonal (transformers makes the blocks from
-where positions begin anew when it is given no attention mask; a variable-length kernel can use ``borders``).
+Samples stay apart: positions begin at 0 in each, and attention is block-diagonal (transformers, and the kernels here,
+make the blocks from where positions begin anew when there is no attention mask).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ class Packed:
         input_ids: [T], padded at the end.
         trained: [T]; False on each sample's first token (the one before it belongs to another) and on padding.
         position_ids: [T], from 0 in each sample; the padding is a sample of its own.
-        borders: where each sample begins, and T: [samples + 1] (+1 with padding).
         samples: how many there are.
         tokens: of them, without padding.
     """
@@ -27,7 +26,6 @@ class Packed:
     input_ids: list[int]
     trained: list[bool]
     position_ids: list[int]
-    borders: list[int]
     samples: int
     tokens: int
 
@@ -37,12 +35,10 @@ def pack(samples: Sequence[Encoding], capacity: int, *, pad_id: int) -> Packed:
     input_ids: list[int] = []
     trained: list[bool] = []
     position_ids: list[int] = []
-    borders = [0]
     for sample in samples:
         input_ids += sample.input_ids
         trained += [False, *sample.trained[1:]]
         position_ids += range(len(sample.input_ids))
-        borders.append(len(input_ids))
     tokens = len(input_ids)
     padding = capacity - tokens
     assert padding >= 0
@@ -50,11 +46,7 @@ def pack(samples: Sequence[Encoding], capacity: int, *, pad_id: int) -> Packed:
         input_ids += [pad_id] * padding
         trained += [False] * padding
         position_ids += range(padding)
-        borders.append(capacity)
-    return Packed(
-        input_ids=input_ids, trained=trained, position_ids=position_ids, borders=borders,
-        samples=len(samples), tokens=tokens,
-    )  # fmt: skip
+    return Packed(input_ids=input_ids, trained=trained, position_ids=position_ids, samples=len(samples), tokens=tokens)
 
 
 class PackedRows(Sequence[Packed]):

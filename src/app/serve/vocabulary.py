@@ -24,14 +24,6 @@ class Vocabulary:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", family: Family) -> None:
         self._tokenizer = tokenizer
         self._family = family
-        self._special = frozenset(tokenizer.all_special_ids) | frozenset(
-            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
-
-    @property
-    def size(self) -> int:
-        """Token ids are below it."""
-        return len(self._tokenizer)
 
     def conversation(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation that awaits an answer, by the template the model was trained with.
@@ -50,10 +42,6 @@ class Vocabulary:
         bos = self._family.chat.bos
         # Its id, not its text: behind the text, SentencePiece tokenizers would not see a beginning any more.
         return [self._tokenizer.convert_tokens_to_ids(bos), *ids] if special and bos else ids
-
-    def is_special(self, token: int) -> bool:
-        """Whether it is a control token, which no text shows."""
-        return token in self._special
 
     def token_bytes(self, token: int) -> bytes:
         """What the token adds to a text; several of them may make one character."""
