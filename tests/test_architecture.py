@@ -1,4 +1,4 @@
-"""DESIGN.md's layers and file rules, read off the source: who imports whom, how long files are, what --help loads."""
+"""The README's layers and file rules, read off the source: who imports whom, how long files are, what --help loads."""
 
 import ast
 import subprocess
@@ -68,7 +68,7 @@ def layer(module: str) -> int:
         for name in names
         if module == name or (name != "app" and inside(module, name))
     ]
-    assert named, f"{module} is in no layer: give it one in LAYERS and in DESIGN.md"
+    assert named, f"{module} is in no layer: give it one in LAYERS and in README.md"
     return max(named)[1]
 
 

@@ -66,7 +66,7 @@ class BaseModel:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenEncoding:
-    """One conversation with the ids it must encode to: a later stage that gets others refuses (DESIGN.md, rule 1).
+    """One conversation with the ids it must encode to: a later stage that gets others refuses.
 
     Attributes:
         template_hash: SHA-256 of the family's Jinja template.

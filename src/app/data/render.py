@@ -1,7 +1,7 @@
 """The one renderer: a conversation as the text a model sees, with the spans of it that are trained.
 
-Training, evaluation, chat, serving and the Ollama template all go through it (DESIGN.md, rule 1), and it works from
-the family's ChatFormat alone, without torch and without a tokenizer.
+Training, evaluation, chat, serving and the Ollama template all go through it, and it works from the family's
+ChatFormat alone, without torch and without a tokenizer.
 """
 
 from collections.abc import Sequence

@@ -73,7 +73,7 @@ class ChatFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFacts:
-    """How llama.cpp names and stores this family (llama.cpp ``convert_hf_to_gguf.py``; ../shared facts, 2026-11).
+    """How llama.cpp names and stores this family (its ``convert_hf_to_gguf.py``, 2026-11).
 
     Attributes:
         architecture: ``general.architecture``.
