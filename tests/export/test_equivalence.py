@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.data.records import Conversation, Message, dump_line
+from app.data.prepare import prepare
+from app.data.records import Conversation, Message, dump_line, read_prepared
 from app.errors import DataError
 from app.export import gguf_file
 from app.export.adapter import Adapter
@@ -25,6 +26,7 @@ from app.export.tuned import TunedModel, open_tuned
 from app.families import Family
 from conftest import TinyCheckpoint
 from export.conftest import MakeRun
+from support.fitting import write_csv
 
 
 class Table:
@@ -195,3 +197,32 @@ def test_held_out_data_is_used_where_it_is_given(make_run: MakeRun, tiny: TinyCh
     file.write_text(lines[0])
     with pytest.raises(DataError, match="no conversation with an answer"):
         held_out(tuned, data=file, count=3)
+
+
+@pytest.mark.parametrize(("test_fraction", "split"), [(0.2, "test"), (0.0, "val")])
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_run_s_own_held_out_rows_are_taken_also_of_raw_data(
+    make_run: MakeRun,
+    tiny: TinyCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    test_fraction: float,
+    split: str,
+    raw: bool,
+) -> None:
+    monkeypatch.setenv("APP_CACHE", str(tmp_path / "cache"))
+    source, folder = write_csv(tmp_path / "questions.csv"), tmp_path / "data"
+    options: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": test_fraction}
+    prepare([str(source)], folder, **options)
+    tuned = open_tuned(make_run(tiny("smollm2"), "smollm2"))
+    data = dataclasses.replace(tuned.manifest.data, source=str(source if raw else folder))
+    manifest = dataclasses.replace(tuned.manifest, data=data, config={"data": {**options, "columns": None}})
+    samples, said = held_out(dataclasses.replace(tuned, manifest=manifest), data=None, count=99)
+    rows = list(read_prepared(folder / f"{split}.jsonl"))
+    assert [sample.question for sample in samples] == [row.messages[0].content for row in rows]
+    assert said == f"{split}.jsonl of the run's data"
+
+
+def test_without_held_out_rows_there_are_questions_of_our_own(make_run: MakeRun, tiny: TinyCheckpoint) -> None:
+    samples, said = held_out(open_tuned(make_run(tiny("smollm2"), "smollm2")), data=None, count=3)
+    assert len(samples) == 3 and "own conversations" in said

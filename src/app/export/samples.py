@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.artifact import Manifest
 from app.data.records import Message, read_prepared
 from app.data.tokenize import GOLDEN_MESSAGES, encode
+from app.data.tokenized import prepared_folder
 from app.errors import DataError
 from app.export.equivalence import Sample
 from app.export.tuned import TunedModel
@@ -36,9 +38,9 @@ def held_out(tuned: TunedModel, *, data: Path | None, count: int) -> tuple[list[
         count: how many conversations at most.
 
     Raises:
-        DataError: ``data`` is missing, is no prepared file, or has no answers.
+        DataError: ``data`` is missing, is no prepared file, or has no answers; the run's raw data is damaged.
     """
-    file = data or _own_split(tuned)
+    file = data or _own_split(tuned.manifest)
     if file is not None:
         conversations: Sequence[Sequence[Message]] = [entry.messages for entry in read_prepared(file)]
         source = f"{file.name} of the run's data" if data is None else file.name
@@ -47,7 +49,7 @@ def held_out(tuned: TunedModel, *, data: Path | None, count: int) -> tuple[list[
             GOLDEN_MESSAGES,
             *([Message(role="user", content=q), Message(role="assistant", content=a)] for q, a in BUILT_IN),
         ]
-        source = "this application's own conversations (the run's held-out data is not on this machine)"
+        source = "this application's own conversations (the run's data is not on this machine, or none was held out)"
     samples = []
     for messages in conversations:
         if messages[-1].role != "assistant":
@@ -72,7 +74,16 @@ def held_out(tuned: TunedModel, *, data: Path | None, count: int) -> tuple[list[
     return samples, source
 
 
-def _own_split(tuned: TunedModel) -> Path | None:
-    folder = Path(tuned.manifest.data.source)
-    names = ("test.jsonl", "val.jsonl")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def _own_split(manifest: Manifest) -> Path | None:
+    """The run's test split, or validation split; None where it has none, or its data is no longer on this machine.
+
+    Raw data is prepared as `fit` did, or found as `fit` has left it.
+    """
+    source = Path(manifest.data.source).expanduser()
+    if not source.exists():
+        return None
+    given = manifest.config["data"]
+    options = {name: given[name] for name in ("val_fraction", "test_fraction", "columns")}
+    folder = prepared_folder(str(source), seed=manifest.seed, **options)
+    splits = (folder / name for name in ("test.jsonl", "val.jsonl"))
+    return next((split for split in splits if split.is_file() and split.stat().st_size), None)
