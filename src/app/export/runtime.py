@@ -15,24 +15,10 @@ import torch
 from app.errors import MachineError, ModelError
 
 QUANTS = (
-    "q6_k",
-    "q5_k_m",
-    "q5_k_s",
-    "q5_1",
-    "q5_0",
-    "q4_k_m",
-    "q4_k_s",
-    "q4_1",
-    "q4_0",
-    "iq4_nl",
-    "iq4_xs",
-    "q3_k_l",
-    "q3_k_m",
-    "q3_k_s",
-    "q2_k",
-)  # fmt: skip"""Types that llama.cpp makes from a 16-bit file without calibration data."""
-
-
+    "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l",
+    "q3_k_m", "q3_k_s", "q2_k",
+)  # fmt: skip
+"""Types that llama.cpp makes from a 16-bit file without calibration data."""
 ERRORS: deque[str] = deque(maxlen=5)
 """What llama.cpp logged as errors last."""
 
