@@ -95,6 +95,12 @@ def test_numbers_that_are_none_and_half_written_lines_are_passed_over(tmp_path: 
     assert read_rows(history.path) == history.rows == rows[:1]
 
 
+def test_an_answer_with_line_separators_of_any_kind_is_read_back(tmp_path: Path) -> None:
+    answer = "one\ntwo\r\nthree\u2028four\u2029five\x85six\x0cseven\x1ceight"
+    History(tmp_path / "samples.jsonl").add({"step": 1, "answer": answer})
+    assert read_rows(tmp_path / "samples.jsonl") == [{"step": 1, "answer": answer}]
+
+
 def test_a_later_report_is_linked_where_there_is_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "finished")
     update_run_page(run)
