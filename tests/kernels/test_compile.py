@@ -1,4 +1,4 @@
-"""Triton's compiler is stricter than its interpreter: kernels are compiled for GPUs that are not there."""
+"""Compilers are stricter than Triton's interpreter: kernels are compiled for GPUs that are not there."""
 
 import importlib.util
 import os
@@ -7,27 +7,38 @@ import sys
 
 import pytest
 
+from app.kernels.nvrtc import HAS_NVRTC, compile_cuda
 from conftest import ROOT
 
 COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from app.kernels.decode_attention import _attend_kernel
+from app.kernels.decode_layer import _rotate_kernel
 from app.kernels.lora_stack import _stack_kernel
 from app.kernels.softmax_loss import _softmax_loss_kernel
 
 def build(kernel, capability, types, **constants):
     types |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature={name: types[name] for name in kernel.arg_names}, constexprs=constants)
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     assert "cubin" in compile(source, target=GPUTarget("cuda", capability, 32)).asm
 
 members = range(3)
 stack = {f"{name}{i}": kind for name, kind in (("a", "*fp32"), ("b", "*fp32"), ("scaling", "fp32"), ("rank", "i32"),
-    ("rows", "i32")) for i in members} | {"a_out": "*bf16", "b_out": "*bf16", "columns": "i32", "b_programs": "i32"}
+    ("rows", "i32")) for i in members} | {"a_out": "*bf16", "b_out": "*bf16"}
 loss = {"logits": "*bf16", "targets": "*i64", "losses": "*fp32"}
+cache = dict.fromkeys(("slots", "positions", "arrived"), "*i32") | dict.fromkeys(
+    ("queries", "out", "keys", "cache_keys", "cache_values", "cos", "sin", "b"), "*bf16") | dict.fromkeys(
+    ("key_scales", "value_scales", "sums", "most", "mass"), "*fp32") | {"scale": "fp32"}
 for capability in (80, 89, 90):  # Ampere, Ada, Hopper
     build(_stack_kernel, capability, stack, RANK=64, ROWS=64, ELEMENTS=1024)
     build(_softmax_loss_kernel, capability, loss, WORDS=32000, GRADIENT=True, BLOCK=4096)
+    build(_rotate_kernel, capability, cache | {"values": "*fp32"}, SEPARATE=True, INT8=False, SPLITS=1, RANK=16,
+        ROWS=16, BLOCK=128)
+    build(_attend_kernel, capability, cache | {"values": "*bf16"}, GROUP=4, GROUP_BLOCK=16, INT8=False, SPLITS=16,
+        KEYS=64, BLOCK=128)
 """
 
 
@@ -37,3 +48,13 @@ def test_kernels_compile_for_each_generation() -> None:
     environment["PYTHONPATH"] = str(ROOT / "src")
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not HAS_NVRTC, reason="needs CUDA's bindings")
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
+def test_products_compile_for_each_generation(capability: tuple[int, int]) -> None:
+    with pytest.raises(RuntimeError, match="TILES"):
+        compile_cuda("nf4_gemv.cu", capability)
+    macros = {"TILES": 1, "WARPS": 8, "UNROLL": 2, "NESTED": 1, "RESIDENT": 2}
+    for halves in (1, 2):
+        assert compile_cuda("nf4_gemv.cu", capability, HALVES=halves, **macros).startswith(b"\x7fELF")

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from app.kernels.cache_layer import CacheLayer, dequantised, quantise, store
-from app.kernels.decode_attention import SPLITS, chunk_attention, decode_attention
+from app.kernels.decode_attention import SplitMemory, cached_attention
 from app.kernels.decode_layer import add_residual, gated, rotate_into_cache, square_parts
 from app.kernels.glu import glu_reference
 from app.kernels.nf4_gemv import split_product
 from kernels.conftest import error
-from kernels.test_nf4_gemv import dtype, inputs, memory, stacked
+from kernels.test_nf4_gemv import dtype, inputs, room, stacked
 
 SLOTS = torch.tensor([2, 0, 2], dtype=torch.int32)
 POSITIONS = torch.tensor([90, 5, 91], dtype=torch.int32)
@@ -29,7 +29,7 @@ def cache_layer(device: torch.device, *, heads: int, width: int, bits: int) -> C
 @pytest.mark.parametrize("width", [64, 320])
 def test_residual(width: int, device: torch.device) -> None:
     weights = stacked((width,), 1024, device, rank=4, double=True)
-    added = split_product(inputs(3, 1024, device), weights, memory(weights))
+    added = split_product(inputs(3, 1024, device), weights, room(weights))
     hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(5)).to(device)
     factor = torch.linspace(0.5, 1.5, width, device=device)
     expected = hidden + added.total()
@@ -47,7 +47,7 @@ def test_residual(width: int, device: torch.device) -> None:
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gated(members: int, activation: str, device: torch.device) -> None:
     weights = stacked((320 // members,) * members, 192, device, rank=4, double=True)
-    product = split_product(inputs(2, 192, device), weights, memory(weights))
+    product = split_product(inputs(2, 192, device), weights, room(weights))
     out = torch.empty(2, 160, dtype=dtype(device), device=device)
     gated(product, activation, out)  # type: ignore[arg-type]
     assert error(out, glu_reference(product.total(), activation)) < TOLERANCE[out.dtype]  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_rotation_into_the_cache(bits: int, fused: bool, device: torch.device) -
     heads, key_heads, width, rotated = 4, 2, 48, 32  # partial rotation, as in Phi-4; a width that is no power of two
     sizes = (heads * width, key_heads * width, key_heads * width)
     weights = stacked((sum(sizes),) if fused else sizes, 128, device, rank=4, double=True)
-    product = split_product(inputs(3, 128, device), weights, memory(weights))
+    product = split_product(inputs(3, 128, device), weights, room(weights))
     angles = torch.randn(130, rotated // 2, generator=torch.Generator().manual_seed(6)).to(device)
     cos, sin = (torch.cat((part, part), 1).to(dtype(device)) for part in (angles.cos(), angles.sin()))
     cache = cache_layer(device, heads=key_heads, width=width, bits=bits)
@@ -90,14 +90,17 @@ def test_attention(bits: int, window: int | None, device: torch.device) -> None:
     cache = cache_layer(device, heads=key_heads, width=width, bits=bits)
     queries = torch.randn(3, heads, width, generator=torch.Generator().manual_seed(7)).to(device, dtype(device))
     out = torch.full((3, heads * width), float("nan"), dtype=queries.dtype, device=device)
-    room = torch.empty(3 * heads * SPLITS * (width + 2), device=device)
-    decode_attention(queries, cache, SLOTS.to(device), POSITIONS.to(device), room, out, scale=0.2, window=window)
+    memory = SplitMemory.of(rows=3, heads=heads, key_heads=key_heads, head_dim=width, device=device)
+    for _ in range(2):  # the second time on what the first one left
+        cached_attention(
+            queries, cache, SLOTS.to(device), POSITIONS.to(device), out, scale=0.2, window=window, memory=memory
+        )
     assert error(out, attend(queries, cache, SLOTS, POSITIONS, window)) < TOLERANCE[out.dtype]
     # The same by the kernel for prompts: 70 tokens of one slot, more than one block of them.
     many = torch.randn(70, heads, width, generator=torch.Generator().manual_seed(8)).to(device, dtype(device))
     slots, positions = torch.full((70,), 2, dtype=torch.int32), torch.arange(20, 90, dtype=torch.int32)
     out = torch.full((70, heads * width), float("nan"), dtype=queries.dtype, device=device)
-    chunk_attention(many, cache, slots.to(device), positions.to(device), out, scale=0.2, window=window)
+    cached_attention(many, cache, slots.to(device), positions.to(device), out, scale=0.2, window=window)
     assert error(out, attend(many, cache, slots, positions, window)) < TOLERANCE[out.dtype]
 
 

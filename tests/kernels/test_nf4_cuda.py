@@ -128,3 +128,18 @@ def test_without_a_norm_nothing_is_divided() -> None:
     a = torch.empty(0, 64, dtype=torch.bfloat16)
     nf4_cuda.multiply_few(x, [weight], pairs, a, out, squares=None, eps=0.0, following=())
     torch.testing.assert_close(out[0], dequantise_reference(weight).sum(1), rtol=0.01, atol=0.01)
+
+
+def test_where_the_kernel_cannot_be_compiled_a_warning_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: int) -> bytes:
+        raise RuntimeError("nf4_gemv.cu does not compile: no such architecture")
+
+    monkeypatch.setattr(nf4_cuda, "HAS_NVRTC", True)
+    monkeypatch.setattr(nf4_cuda, "compile_cuda", fails)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (13, 0))
+    device = torch.device("cuda", 7)
+    assert not nf4_cuda.can_compile(device) and not nf4_cuda.can_compile(device)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no such architecture" in caplog.text

@@ -1,6 +1,6 @@
 """The model's layers as generation runs them on a GPU: a few fused kernels each instead of transformers' modules.
 
-`Decoder.write` is a step of up to 16 single tokens in ten kernels a layer, all shapes fixed and nothing read back, so
+`Decoder.write` is a step of up to 16 single tokens in nine kernels a layer, all shapes fixed and nothing read back, so
 that a CUDA graph can hold it. `Decoder.read` takes a prompt: weights are decoded once and multiplied in 16 bits.
 Weights and adapters stay where bitsandbytes and peft put them; adapters are copied in the model's type beside them.
 """
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from app.generate.adapter import is_plain
 from app.generate.cache import SlotCache
 from app.kernels.cache_layer import CacheLayer, store
-from app.kernels.decode_attention import SPLITS, chunk_attention, decode_attention
+from app.kernels.decode_attention import SplitMemory, cached_attention
 from app.kernels.decode_layer import add_residual, gated, rotate_into_cache, square_parts
 from app.kernels.glu import Activation, glu
 from app.kernels.nf4 import NF4Weight
-from app.kernels.nf4_gemv import ROWS, StackedWeights, multiply, split_product
+from app.kernels.nf4_gemv import ROWS, PartialSums, StackedWeights, multiply, split_product
 from app.kernels.rotary import rotate_
 from app.model.accelerate import NotCoveredError, read_activation, read_norm
 from app.model.fast_layer import Norm
@@ -106,9 +106,9 @@ class Decoder:
         self._heads = config.num_attention_heads
         self._head_dim = cache.blocks[0].keys.shape[3]
         self._window: int | None = getattr(config, "sliding_window", None)
-        self._make_room(config.hidden_size, device)
+        self._make_room(config.hidden_size, config.num_key_value_heads, device)
 
-    def _make_room(self, width: int, device: torch.device) -> None:
+    def _make_room(self, width: int, key_heads: int, device: torch.device) -> None:
         """Memory that the kernels of a step write to, the same at every step."""
         linears = [linear.weights for layer in self._layers[:1] for linear in layer.linears]
         queries = self._heads * self._head_dim
@@ -120,7 +120,9 @@ class Decoder:
         self._attended = torch.zeros(ROWS, queries, dtype=self._dtype, device=device)
         self._gated = torch.zeros(ROWS, inner, dtype=self._dtype, device=device)
         self._partial = torch.zeros(max(w.splits * ROWS * w.width for w in linears), device=device)
-        self._scores = torch.zeros(ROWS * self._heads * SPLITS * (self._head_dim + 2), device=device)
+        self._split = SplitMemory.of(
+            rows=ROWS, heads=self._heads, key_heads=key_heads, head_dim=self._head_dim, device=device
+        )
 
     @property
     def weights(self) -> list[StackedWeights]:
@@ -159,18 +161,35 @@ class Decoder:
         queries, attended, act = self._queries[:rows], self._attended[:rows], self._gated[:rows]
         hidden.copy_(self._embed(ids))
         add_residual(hidden, None, self._factors[0], x, squares)
-        for index, layer in enumerate(self._layers):
-            fused = split_product(x, layer.qkv.weights, self._partial, squares=squares, eps=layer.attention_norm.eps)
-            rotate_into_cache(fused, self._cos, self._sin, slots, positions, queries, layer.cache)
-            decode_attention(
-                queries, layer.cache, slots, positions, self._scores, attended, scale=layer.scale, window=self._window
+        weights = self.weights
+        following = iter([*weights[1:], None])
+
+        def product(x: Tensor, linear: _Linear, norm: Norm | None = None) -> PartialSums:
+            return split_product(
+                x,
+                linear.weights,
+                self._partial,
+                squares=squares if norm is not None else None,
+                eps=norm.eps if norm is not None else 0.0,
+                following=next(following),
             )
-            added = split_product(attended, layer.output.weights, self._partial)
-            add_residual(hidden, added, self._mlp_factors[index], x, squares)
-            gate_up = split_product(x, layer.gate_up.weights, self._partial, squares=squares, eps=layer.mlp_norm.eps)
-            gated(gate_up, layer.activation, act)
-            added = split_product(act, layer.down.weights, self._partial)
-            add_residual(hidden, added, self._factors[index + 1], x, squares)
+
+        for index, layer in enumerate(self._layers):
+            fused = product(x, layer.qkv, layer.attention_norm)
+            rotate_into_cache(fused, self._cos, self._sin, slots, positions, queries, layer.cache)
+            cached_attention(
+                queries,
+                layer.cache,
+                slots,
+                positions,
+                attended,
+                scale=layer.scale,
+                window=self._window,
+                memory=self._split,
+            )
+            add_residual(hidden, product(attended, layer.output), self._mlp_factors[index], x, squares)
+            gated(product(x, layer.gate_up, layer.mlp_norm), layer.activation, act)
+            add_residual(hidden, product(act, layer.down), self._factors[index + 1], x, squares)
         # The norm's division comes after the product, as in every other one. Always 16 rows: a library chooses its
         # algorithm by their number, and a row's scores must not depend on its neighbours.
         mean = self._squares.sum(1, keepdim=True) / hidden.shape[1]
@@ -198,7 +217,7 @@ class Decoder:
             query, key, value = fused.unflatten(1, (-1, self._head_dim)).split((self._heads, key_heads, key_heads), 1)
             store(layer.cache, slots[None], positions[None], key[None], value[None])
             attended = x.value.new_empty(ids.shape[0], self._heads * self._head_dim)
-            chunk_attention(query, layer.cache, slots, positions, attended, scale=layer.scale, window=self._window)
+            cached_attention(query, layer.cache, slots, positions, attended, scale=layer.scale, window=self._window)
             added = multiply(attended, layer.output.weights)
             hidden, x = layer.mlp_norm(hidden, fp8=False, added=added)
             act, _ = glu(multiply(x.value, layer.gate_up.weights), layer.activation, fp8=False)

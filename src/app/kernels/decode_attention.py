@@ -1,4 +1,5 @@
-"""Attention of single tokens to their slots of the cache, split over the keys (flash-decoding, Dao et al. 2023).
+"""Attention to the slots of the cache: of single tokens, split over the keys (flash-decoding, Dao et al. 2023), and of
+a prompt's tokens.
 
 Each row's length is read on the device, so that a CUDA graph serves all lengths. A row's keys go to the same programs
 in the same order whatever else is in the batch: its result is always the same to the bit.
@@ -6,124 +7,112 @@ in the same order whatever else is in the batch: its result is always the same t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from app.kernels.cache_layer import CacheLayer, dequantised
 from app.kernels.triton_support import jit, row_block, tl, use_triton
 
-SPLITS = 16
-"""Programs that share the keys of one row and key head."""
+# Programs that share the keys of one row and key head.
+_SPLITS = 16
 _KEYS = 64
 _QUERIES = 64
 
 
-def decode_attention(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitMemory:
+    """Where programs that share a row's keys leave their parts, until the last of them adds these up.
+
+    Attributes:
+        sums: of weighted values, float32. # [R, heads, splits, D]
+        most, mass: the largest score, and the sum of weights relative to it, float32. # [R, heads, splits]
+        arrived: how many have left theirs, int32; zero between the calls. # [R, key heads]
+    """
+
+    sums: torch.Tensor
+    most: torch.Tensor
+    mass: torch.Tensor
+    arrived: torch.Tensor
+
+    @staticmethod
+    def of(*, rows: int, heads: int, key_heads: int, head_dim: int, device: torch.device) -> SplitMemory:
+        """Memory for at most ``rows`` rows."""
+        return SplitMemory(
+            sums=torch.empty(rows, heads, _SPLITS, head_dim, device=device),
+            most=torch.empty(rows, heads, _SPLITS, device=device),
+            mass=torch.empty(rows, heads, _SPLITS, device=device),
+            arrived=torch.zeros(rows, key_heads, dtype=torch.int32, device=device),
+        )
+
+
+def cached_attention(
     queries: torch.Tensor,
     cache: CacheLayer,
     slots: torch.Tensor,
     positions: torch.Tensor,
-    memory: torch.Tensor,
     out: torch.Tensor,
     *,
     scale: float,
     window: int | None,
+    memory: SplitMemory | None = None,
 ) -> None:
     """Every row attends to positions 0 … its own of its slot.
 
     Args:
         queries: rotated. # [R, heads, D]
         cache: one layer's keys and values, the rows' own included.
-        slots, positions: of each row, int32. # [R]
-        memory: float32 for at least R * heads * SPLITS * (D + 2) values.
+        slots: of each row, int32; without ``memory`` all the same. # [R]
+        positions: of each row, int32; without ``memory`` they do not fall. # [R]
         out: receives the result. # [R, heads * D]
         scale: of the scores.
         window: how many positions a row sees, its own included; None: all.
+        memory: for rows that are single tokens of any slots; None: they are a prompt's.
     """
     rows, heads, head_dim = queries.shape
     key_heads, places = cache.keys.shape[1:3]
+    tensors = queries, cache.keys, cache.values, cache.key_scales, cache.value_scales, slots, positions
     if not use_triton(queries):
         out.copy_(_reference(queries, cache, slots, positions, scale=scale, window=window).flatten(1))
-        return
-    count = rows * heads * SPLITS
-    sums, most, mass = memory[: count * head_dim], memory[count * head_dim :][:count], memory[count * (head_dim + 1) :]
-    _attend_kernel[(rows, key_heads, SPLITS)](
-        queries,
-        cache.keys,
-        cache.values,
-        cache.key_scales,
-        cache.value_scales,
-        slots,
-        positions,
-        sums,
-        most,
-        mass,
-        key_heads,
-        places,
-        scale,
-        window or 0,
-        head_dim,
-        GROUP=heads // key_heads,
-        GROUP_BLOCK=max(16, row_block(heads // key_heads)),
-        INT8=cache.key_scales is not None,
-        SPLITS=SPLITS,
-        KEYS=_KEYS,
-        BLOCK=max(16, row_block(head_dim)),
-        num_warps=4,
-    )
-    _combine_kernel[(rows, heads)](
-        sums, most, mass, out, head_dim, SPLITS=SPLITS, BLOCK=row_block(head_dim), num_warps=4
-    )
-
-
-def chunk_attention(
-    queries: torch.Tensor,
-    cache: CacheLayer,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None,
-) -> None:
-    """Tokens of one slot at positions that do not fall attend to it, each to what stands before it.
-
-    Args:
-        queries: rotated. # [T, heads, D]
-        cache: one layer's keys and values, theirs included.
-        slots: theirs, int32; all the same. # [T]
-        positions: of each token, int32. # [T]
-        out: receives the result. # [T, heads * D]
-        scale: of the scores.
-        window: how many positions a token sees, its own included; None: all.
-    """
-    rows, heads, head_dim = queries.shape
-    key_heads, places = cache.keys.shape[1:3]
-    if not use_triton(queries):
-        out.copy_(_reference(queries, cache, slots, positions, scale=scale, window=window).flatten(1))
-        return
-    _chunk_kernel[(-(-rows // _QUERIES), heads)](
-        queries,
-        cache.keys,
-        cache.values,
-        cache.key_scales,
-        cache.value_scales,
-        slots,
-        positions,
-        out,
-        rows,
-        queries.stride(0),
-        key_heads,
-        places,
-        scale,
-        window or 0,
-        head_dim,
-        GROUP=heads // key_heads,
-        INT8=cache.key_scales is not None,
-        QUERIES=_QUERIES,
-        KEYS=_KEYS,
-        BLOCK=max(16, row_block(head_dim)),
-        num_warps=4 if head_dim <= 128 else 8,
-    )
+    elif memory is None:
+        _chunk_kernel[(-(-rows // _QUERIES), heads)](
+            *tensors,
+            out,
+            rows,
+            queries.stride(0),
+            key_heads,
+            places,
+            scale,
+            window or 0,
+            head_dim,
+            GROUP=heads // key_heads,
+            INT8=cache.key_scales is not None,
+            QUERIES=_QUERIES,
+            KEYS=_KEYS,
+            BLOCK=max(16, row_block(head_dim)),
+            num_warps=4 if head_dim <= 128 else 8,
+        )
+    else:
+        _attend_kernel[(rows, key_heads, _SPLITS)](
+            *tensors,
+            memory.sums,
+            memory.most,
+            memory.mass,
+            memory.arrived,
+            out,
+            key_heads,
+            places,
+            scale,
+            window or 0,
+            head_dim,
+            GROUP=heads // key_heads,
+            GROUP_BLOCK=max(16, row_block(heads // key_heads)),
+            INT8=cache.key_scales is not None,
+            SPLITS=_SPLITS,
+            KEYS=_KEYS,
+            BLOCK=max(16, row_block(head_dim)),
+            num_warps=4,
+        )
 
 
 def _reference(
@@ -158,6 +147,8 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     sums,
     most,
     mass,
+    arrived,
+    out,
     key_heads,
     places,
     scale,
@@ -216,24 +207,28 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + target[:, None] * head_dim + element[None, :], acc, mask=there[:, None] & inside[None, :])
     tl.store(most + target, top, mask=there)
     tl.store(mass + target, total, mask=there)
+    # Everyone's parts are written before it counts itself in; who counts last reads them all.
+    tl.debug_barrier()
+    counter = arrived + row * key_heads + head
+    if tl.atomic_add(counter, 1) == SPLITS - 1:
+        tl.store(counter, 0)
+        for member in range(GROUP):
+            _combine((row * key_heads + head) * GROUP + member, sums, most, mass, out, head_dim, SPLITS, BLOCK)
 
 
 @jit
-def _combine_kernel(  # type: ignore[no-untyped-def]
-    sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr
-):
-    row, head = tl.program_id(0), tl.program_id(1)
-    index = row * tl.num_programs(1) + head
+def _combine(index, sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One query head's result from its parts; those that saw no key hold -inf and add nothing."""
     split, element = tl.arange(0, SPLITS), tl.arange(0, BLOCK)
     inside = element < head_dim
-    top = tl.load(most + index * SPLITS + split)
+    # Past this multiprocessor's own cache, which may hold what was there before.
+    top = tl.load(most + index * SPLITS + split, cache_modifier=".cg")
     weight = tl.exp(top - tl.max(top, axis=0))
-    total = tl.sum(weight * tl.load(mass + index * SPLITS + split), axis=0)
-    parts = tl.load(
-        sums + (index * SPLITS + split)[:, None] * head_dim + element[None, :], mask=inside[None, :], other=0.0
-    )
-    result = tl.sum(parts * weight[:, None], axis=0) / total
-    tl.store(out + index * head_dim + element, result, mask=inside)
+    total = tl.sum(weight * tl.load(mass + index * SPLITS + split, cache_modifier=".cg"), axis=0)
+    at = sums + (index * SPLITS + split)[:, None] * head_dim + element[None, :]
+    seen = (top > float("-inf"))[:, None] & inside[None, :]
+    parts = tl.load(at, mask=seen, other=0.0, cache_modifier=".cg")
+    tl.store(out + index * head_dim + element, tl.sum(parts * weight[:, None], axis=0) / total, mask=inside)
 
 
 @jit

@@ -1,8 +1,11 @@
-"""What stands between the products of a decoder layer while text is written: each kernel adds up partial sums.
+"""What stands between the products of a decoder layer while text is written: each kernel finishes the one before it.
 
 A product's parts (`app.kernels.nf4_gemv.PartialSums`) and its adapter's B are summed by whoever reads the result:
 the residual stream, the gated activation, the rotary embedding on its way into the cache. All arithmetic is float32
 and rounds once, to what the next product takes.
+
+A program has a few columns of all 16 rows, so that B is read once: with a program for each row, gate and up alone took
+30 us of a 16-row layer's 170 on an H100 (2026-11).
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import torch
 
 from app.kernels.cache_layer import CacheLayer, store
 from app.kernels.glu import Activation, _gate, glu_reference
-from app.kernels.nf4_gemv import PartialSums
+from app.kernels.nf4_gemv import ROWS, PartialSums
 from app.kernels.triton_support import jit, row_block, tl, triton, use_triton
 
-# Columns of one program: 128 of them are few enough for one row of 4,096 to occupy 32 multiprocessors.
-_COLUMNS = 128
+# Columns of one program: few enough for a width of 4,096 to occupy a GPU's multiprocessors.
+_COLUMNS = 32
+_GATED_COLUMNS = 64
 
 
 def square_parts(width: int) -> int:
@@ -35,7 +39,7 @@ def add_residual(
         partial: what is added; None where it is all there already.
         factor: what RMSNorm multiplies with, float32. # [D]
         x: receives hidden * factor. # [R, D]
-        squares: receives the sums of squares of 128 columns each, float32. # [R, parts]
+        squares: receives the sums of squares of 32 columns each, float32. # [R, parts]
     """
     rows, width = hidden.shape
     if not use_triton(hidden):
@@ -45,15 +49,16 @@ def add_residual(
         padded = torch.nn.functional.pad(hidden, (0, squares.shape[1] * _COLUMNS - width))
         squares.copy_(padded.unflatten(1, (-1, _COLUMNS)).square().sum(2))
         return
-    _residual_kernel[(rows, squares.shape[1])](
+    _residual_kernel[(squares.shape[1],)](
         hidden,
-        *_parts(partial),
+        *_operands(partial),
         factor,
         x,
         squares,
         rows,
         width,
         **_sizes(partial),
+        ROWS=ROWS,
         BLOCK=_COLUMNS,
         num_warps=4,
     )
@@ -65,8 +70,8 @@ def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> No
     if not use_triton(out):
         out.copy_(glu_reference(partial.total(), activation))
         return
-    _gated_kernel[(rows, triton.cdiv(width, _COLUMNS))](
-        *_parts(partial),
+    _gated_kernel[(triton.cdiv(width, _GATED_COLUMNS),)](
+        *_operands(partial),
         out,
         rows,
         width,
@@ -74,7 +79,8 @@ def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> No
         UP_MEMBER=len(partial.weights.weights) - 1,
         **_sizes(partial),
         SILU=activation == "silu",
-        BLOCK=_COLUMNS,
+        ROWS=ROWS,
+        BLOCK=_GATED_COLUMNS,
         num_warps=4,
     )
 
@@ -110,8 +116,8 @@ def rotate_into_cache(
         store(cache, slots.long()[:, None], positions.long()[:, None], *fused[:, None, heads:].split(key_heads, 2))
         return
     separate = len(partial.weights.weights) > 1
-    _rotate_kernel[(rows, heads + 2 * key_heads)](
-        *_parts(partial),
+    _rotate_kernel[(heads + 2 * key_heads,)](
+        *_operands(partial),
         cos,
         sin,
         slots,
@@ -130,12 +136,13 @@ def rotate_into_cache(
         SEPARATE=separate,
         INT8=cache.key_scales is not None,
         **_sizes(partial),
+        ROWS=ROWS,
         BLOCK=row_block(head_dim),
         num_warps=4,
     )
 
 
-def _parts(partial: PartialSums | None) -> tuple[torch.Tensor | int | None, ...]:
+def _operands(partial: PartialSums | None) -> tuple[torch.Tensor | int | None, ...]:
     """Arguments of `_finish`: values, B, width and outputs."""
     if partial is None:
         return None, None, 0, 0
@@ -163,16 +170,23 @@ def _finish(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """Sum of a product's parts at ``column``, with the member's adapter. # [BLOCK]"""
-    values += row * width
-    values += (tl.arange(0, SPLITS) * rows * width)[:, None]
-    total = tl.sum(tl.load(values + column[None, :], mask=mask[None, :], other=0.0), axis=0)
+    """Sum of a product's parts at ``column``, with its member's adapter. # [ROWS, BLOCK]"""
+    there = (row < rows)[:, None]
+    values += row[:, None] * width
+    total = _add_up(values + column[None, :], there & mask[None, :], rows * width, SPLITS)
     if RANK > 0:
         rank = tl.arange(0, RANK)
-        low = tl.sum(tl.load(values + (outputs + MEMBER * RANK + rank)[None, :]), axis=0)
-        at = b + rank[:, None] * outputs + column[None, :]
-        factors = tl.load(at, mask=mask[None, :], other=0.0).to(tl.float32)
-        total += tl.sum(factors * low[:, None], axis=0)
+        low = _add_up(values + (outputs + MEMBER * RANK + rank)[None, :], there, rows * width, SPLITS)
+        factors = tl.load(b + rank[:, None] * outputs + column[None, :], mask=mask[None, :], other=0.0)
+        total = tl.dot(low, factors.to(tl.float32), total, input_precision="ieee")
+    return total
+
+
+@jit
+def _add_up(at, mask, distance, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    total = tl.load(at, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(at + split * distance, mask=mask, other=0.0)
     return total
 
 
@@ -190,18 +204,20 @@ def _residual_kernel(  # type: ignore[no-untyped-def]
     width,
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, part = tl.program_id(0), tl.program_id(1)
-    column = part * BLOCK + tl.arange(0, BLOCK)
-    mask = column < width
-    at = row * width + column
-    total = tl.load(hidden + at, mask=mask, other=0.0)
+    part = tl.program_id(0)
+    row, column = tl.arange(0, ROWS), part * BLOCK + tl.arange(0, BLOCK)
+    there, mask = row < rows, column < width
+    both = there[:, None] & mask[None, :]
+    at = row[:, None] * width + column[None, :]
+    total = tl.load(hidden + at, mask=both, other=0.0)
     if SPLITS > 0:
         total += _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK)
-        tl.store(hidden + at, total, mask=mask)
-    tl.store(x + at, total * tl.load(factor + column, mask=mask, other=0.0), mask=mask)
-    tl.store(squares + row * tl.num_programs(1) + part, tl.sum(total * total, axis=0))
+        tl.store(hidden + at, total, mask=both)
+    tl.store(x + at, total * tl.load(factor + column, mask=mask, other=0.0)[None, :], mask=both)
+    tl.store(squares + row * tl.num_programs(0) + part, tl.sum(total * total, axis=1), mask=there)
 
 
 @jit
@@ -217,15 +233,15 @@ def _gated_kernel(  # type: ignore[no-untyped-def]
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
     SILU: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = column < width
+    row, column = tl.arange(0, ROWS), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there, mask = row < rows, column < width
     gate = _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK)
     up = _finish(values, b, values_width, outputs, rows, row, width + column, mask, UP_MEMBER, SPLITS, RANK)
     value, _ = _gate(gate, SILU)
-    tl.store(out + row * width + column, value * up, mask=mask)
+    tl.store(out + row[:, None] * width + column[None, :], value * up, mask=there[:, None] & mask[None, :])
 
 
 @jit
@@ -253,43 +269,45 @@ def _rotate_kernel(  # type: ignore[no-untyped-def]
     INT8: tl.constexpr,
     SPLITS: tl.constexpr,
     RANK: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A program has one head of one row: first those of q, then k, then v."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    slot, position = tl.load(slots + row), tl.load(positions + row)
-    element = tl.arange(0, BLOCK)
-    mask = element < head_dim
+    """A program has one head of all rows: first those of q, then k, then v."""
+    head = tl.program_id(0)
+    row, element = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    there, mask = row < rows, element < head_dim
+    both = there[:, None] & mask[None, :]
+    slot, position = tl.load(slots + row, mask=there, other=0), tl.load(positions + row, mask=there, other=0)
     rotated = element < 2 * half
     # The other half's element, which is added with the sine.
     partner = tl.where(element < half, element + half, tl.where(rotated, element - half, element))
-    sign = tl.where(element < half, -1.0, 1.0)
-    c = tl.load(cos + position * 2 * half + element, mask=rotated, other=1.0).to(tl.float32)
-    s = tl.load(sin + position * 2 * half + element, mask=rotated, other=0.0).to(tl.float32) * sign
-    column = head * head_dim + element
-    other = head * head_dim + partner
+    angle = position[:, None] * (2 * half) + element[None, :]
+    turns = there[:, None] & rotated[None, :]
+    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32) * tl.where(element < half, -1.0, 1.0)[None, :]
+    column, other = head * head_dim + element, head * head_dim + partner
     place = (slot.to(tl.int64) * key_heads + head - heads) * places + position
     if head < heads:
         value = _finish(values, b, values_width, outputs, rows, row, column, mask, 0, SPLITS, RANK) * c
         value += _finish(values, b, values_width, outputs, rows, row, other, mask, 0, SPLITS, RANK) * s
-        tl.store(queries + (row * heads + head) * head_dim + element, value, mask=mask)
+        tl.store(queries + (row[:, None] * heads + head) * head_dim + element[None, :], value, mask=both)
     elif head < heads + key_heads:
         key: tl.constexpr = 1 if SEPARATE else 0
         value = _finish(values, b, values_width, outputs, rows, row, column, mask, key, SPLITS, RANK) * c
         value += _finish(values, b, values_width, outputs, rows, row, other, mask, key, SPLITS, RANK) * s
-        _store(value, cache_keys, key_scales, place, head_dim, element, mask, INT8)
+        _store(value, cache_keys, key_scales, place, there, head_dim, element, both, INT8)
     else:
         last: tl.constexpr = 2 if SEPARATE else 0
         value = _finish(values, b, values_width, outputs, rows, row, column, mask, last, SPLITS, RANK)
-        _store(value, cache_values, value_scales, place - key_heads * places, head_dim, element, mask, INT8)
+        _store(value, cache_values, value_scales, place - key_heads * places, there, head_dim, element, both, INT8)
 
 
 @jit
-def _store(value, block, scales, place, head_dim, element, mask, INT8: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store(value, block, scales, place, there, head_dim, element, mask, INT8: tl.constexpr):  # type: ignore[no-untyped-def]
     if INT8:
-        scale = tl.max(tl.abs(value), axis=0) / 127
-        tl.store(scales + place, scale)
-        scaled = value / tl.where(scale > 0, scale, 1.0)
+        scale = tl.max(tl.abs(value), axis=1) / 127
+        tl.store(scales + place, scale, mask=there)
+        scaled = value / tl.where(scale > 0, scale, 1.0)[:, None]
         # Rounds half away from zero where torch rounds to even: half a step either way.
         value = tl.floor(tl.abs(scaled) + 0.5) * tl.where(scaled < 0, -1.0, 1.0)
-    tl.store(block + place * head_dim + element, value.to(block.dtype.element_ty), mask=mask)
+    tl.store(block + place[:, None] * head_dim + element[None, :], value.to(block.dtype.element_ty), mask=mask)

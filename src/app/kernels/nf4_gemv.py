@@ -4,13 +4,13 @@ Several weights that take the same input (query, key, value; gate, up) are one p
 further rows of it. The sum over K is split, so that few rows still occupy the whole GPU; what comes out are partial
 sums, which the next kernel (`app.kernels.decode_layer`) adds up while it reads them.
 
-Every product runs on a tile of 16 rows, of which the missing ones are masked: a row's result is the same to the bit
-whatever stands beside it in the batch. A sampled text so depends on its own seed alone, and a drafted token is checked
-by the very numbers that would have chosen it.
+A row's result is the same to the bit whatever stands beside it in the batch: here every product runs on a tile of 16
+rows, of which the missing ones are masked. A sampled text so depends on its own seed alone, and a drafted token is
+checked by the very numbers that would have chosen it.
 
-Mistral-7B's four products take 3.1 ms a step on an H100, 1.2 TB/s, nearly the same for 1 row and for 16; all kernels of
-a step 4.0 and 4.7 ms. Launching kernels before their predecessors end, with the weights asked into L2 meanwhile, made
-that 4.4 and 6.1 ms: waiting programs took the places of working ones (2026-11).
+Where CUDA C++ can be compiled, `app.kernels.nf4_cuda` multiplies, without splitting the sum. Mistral-7B's products take
+2.4 ms a step on an H100 that way and 3.1 with the Triton kernel here, for one row. Launching kernels before their
+predecessors end made steps slower: waiting programs took the places of working ones (2026-11).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from app.kernels.nf4 import NF4Weight, dequantise, dequantise_reference
+from app.kernels.nf4_cuda import MEMBERS, can_compile, multiply_few
 from app.kernels.nf4_lookup import NF4_VALUES, decode_nibbles
 from app.kernels.triton_support import INTERPRETED, jit, row_block, tl, use_triton
 
@@ -46,6 +47,8 @@ class StackedWeights:
         a: the adapters' A one below the other, zeros where there is none. # [members * rank, K]
         b: their B side by side, transposed and scaled. # [rank, N]
         splits: parts of the sum over K, a power of two, as is the rank (the largest adapter's, rounded up).
+        pairs: for the kernel in CUDA C++, the two weights of each packed byte, bfloat16; None: Triton's multiplies.
+            # [256, 2]
     """
 
     weights: tuple[NF4Weight, ...]
@@ -53,6 +56,7 @@ class StackedWeights:
     a: torch.Tensor
     b: torch.Tensor
     splits: int
+    pairs: torch.Tensor | None = None
 
     @staticmethod
     def of(weights: Sequence[NF4Weight], *, rank: int, dtype: torch.dtype) -> StackedWeights:
@@ -76,15 +80,18 @@ class StackedWeights:
             table.append([tile, output, *distances])
             tile += -(-weight.rows // _TILE)
             output += weight.rows
-        rank = row_block(rank) if rank else 0
+        # `app.kernels.decode_layer` takes sums of 16 products at least.
+        rank = max(16, row_block(rank)) if rank else 0
         blocks = first.columns // 64
+        native = len(weights) <= MEMBERS and dtype == torch.bfloat16 and can_compile(device)
         most = max(1, min(round(_PROGRAMS / tile), blocks // _SHORTEST_SPLIT))
         return StackedWeights(
             weights=tuple(weights),
             members=torch.tensor(table, device=device),
             a=torch.zeros(len(weights) * rank, first.columns, dtype=dtype, device=device),
             b=torch.zeros(rank, output, dtype=dtype, device=device),
-            splits=max(part for part in (1, 2, 4, 8, 16, 32) if part <= most and blocks % part == 0),
+            splits=1 if native else max(p for p in (1, 2, 4, 8, 16, 32) if p <= most and blocks % p == 0),
+            pairs=torch.cartesian_prod(first.code, first.code).bfloat16() if native else None,
         )
 
     @property
@@ -128,7 +135,13 @@ class PartialSums:
 
 
 def split_product(
-    x: torch.Tensor, weights: StackedWeights, out: torch.Tensor, *, squares: torch.Tensor | None = None, eps: float = 0
+    x: torch.Tensor,
+    weights: StackedWeights,
+    out: torch.Tensor,
+    *,
+    squares: torch.Tensor | None = None,
+    eps: float = 0.0,
+    following: StackedWeights | None = None,
 ) -> PartialSums:
     """``x W^T`` of all members and ``x A^T``, as partial sums.
 
@@ -139,6 +152,7 @@ def split_product(
         squares: parts of the sum of squares of RMSNorm's input, whose products with the norm's weight ``x`` holds:
             results are divided by the root of their mean. # [R, parts]
         eps: added to the mean square.
+        following: of the product that comes next, which may be asked for ahead.
     """
     rows, columns = x.shape
     assert rows <= ROWS
@@ -148,6 +162,18 @@ def split_product(
         values.zero_()
         frozen = torch.cat([dequantise_reference(weight) for weight in weights.weights])
         torch.mul(x.float() @ torch.cat((frozen, weights.a.float())).t(), factor, out=values[0])
+        return PartialSums(values=values, weights=weights)
+    if weights.pairs is not None:
+        multiply_few(
+            x,
+            weights.weights,
+            weights.pairs,
+            weights.a,
+            values[0],
+            squares=squares,
+            eps=eps,
+            following=following.weights if following is not None else (),
+        )
         return PartialSums(values=values, weights=weights)
     first = weights.weights[0]
     tiles = sum(-(-weight.rows // _TILE) for weight in weights.weights)
