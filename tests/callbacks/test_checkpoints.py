@@ -170,7 +170,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 192 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]  # as CI's own user may, without being asked
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0  # Windows has none
+    as_root = [] if is_root else ["sudo", "-n"]  # which CI's own user may, without being asked
     mount = [*as_root, "mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", folder]
     try:
         subprocess.run(mount, capture_output=True, check=True)
