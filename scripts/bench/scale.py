@@ -103,17 +103,17 @@ def fit_at_random(arguments: list[str]) -> int:
         forbid_cpu_repacking(model)
         return model
 
-    reduce, seconds = Window.hand_to_ranks, [0.0]
+    reduce, seconds = Window.reduce, [0.0]
 
-    def timed(window: Window) -> None:
+    def timed(window: Window, strategy: Any) -> None:
         torch.cuda.is_available() and torch.cuda.synchronize()
         begun = time.perf_counter()
-        reduce(window)
+        reduce(window, strategy)
         torch.cuda.is_available() and torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
 
     app.model.module.load_base = load_base
-    setattr(Window, "hand_to_ranks", timed)  # noqa: B010  # mypy forbids assigning methods
+    setattr(Window, "reduce", timed)  # noqa: B010  # mypy forbids assigning methods
     status = application(["fit", *arguments])
     print(REDUCTION, 1e3 * statistics.median(seconds[len(seconds) // 2 :]))
     return status

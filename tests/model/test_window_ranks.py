@@ -1,13 +1,13 @@
-"""The fast step's gradients on two processes: torch's DistributedDataParallel reduces what a window has added up."""
+"""The fast step's gradients on two processes: what their windows have added up is added up over both."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 
 from app.families import get_family
 from app.model.accelerate import swap_in
@@ -21,11 +21,10 @@ from conftest import TinyCheckpoint
 WINDOW = 2
 
 
-class Step(nn.Module):
-    """What Lightning wraps: a forward pass in which the window already makes its gradients."""
+class Step:
+    """A model and its window."""
 
     def __init__(self, checkpoint: str) -> None:
-        super().__init__()
         torch.manual_seed(0)
         family = get_family("mistral")
         base = load_base(checkpoint, family, device=torch.device("cpu"), dtype=torch.float32, trainable=True)
@@ -43,10 +42,6 @@ class Step(nn.Module):
             lambda batch: fast(batch, step=0), trained, settings=MemorySettings, climb=lambda *fault: None
         )
         self.trained = trained
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        self.window.add(batch)
-        return torch.as_tensor(self.window.loss)
 
 
 def batches() -> list[Any]:
@@ -66,20 +61,18 @@ def run_rank(rank: int, checkpoint: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     pytest.MonkeyPatch().setattr("app.kernels.triton_support.triton", None)
     step = Step(checkpoint)
-    wrapped = DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
     mine, kept = batches()[rank::2], []
     for at in range(0, len(mine), WINDOW):
-        with wrapped.no_sync():
-            wrapped(mine[at])
-        wrapped(mine[at + 1])
-        step.window.hand_to_ranks()
+        for batch in mine[at : at + WINDOW]:
+            step.window.add(batch)
+        step.window.reduce(DDPStrategy())
         kept.append([parameter.grad.clone() for parameter in step.trained if parameter.grad is not None])
         step.window.close()
     torch.save(kept, f"{folder}/rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_have_the_mean_of_their_windows_gradients(
+def test_two_ranks_have_the_sum_of_their_windows_gradients(
     tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = str(tiny("mistral"))
@@ -89,9 +82,9 @@ def test_two_ranks_have_the_mean_of_their_windows_gradients(
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
     for number, turn in enumerate(range(0, len(every), 2 * WINDOW)):
         for batch in every[turn : turn + 2 * WINDOW]:
-            step(batch)
+            step.window.add(batch)
         assert len(ranks[0][number]) == len(step.trained)
         for ours, other, parameter in zip(*(kept[number] for kept in ranks), step.trained, strict=True):
             assert torch.equal(ours, other)
-            torch.testing.assert_close(ours * 2, parameter.grad, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-5)
         step.window.close()

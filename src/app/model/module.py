@@ -23,6 +23,7 @@ from app.model.loss import Batch, summed_loss
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
 from app.model.passes import Passes, enable_recomputation
 from app.model.shard import require_strategy, shard_layers
+from app.model.window import release_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -212,7 +213,14 @@ class QLoRAModule(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Swaps in the fast layers, after Lightning has moved the model and before the first batch."""
+        """Swaps in the fast layers, after Lightning has moved the model and before the first batch.
+
+        DDP has made the adapters equal on all ranks by now. Its wrapper goes: it would hold nodes of the autograd graph
+        that belong to a stream of its own, for which every recorded step would wait, and `Window.reduce` does the rest.
+        """
+        if self.trainer.world_size > 1:
+            self.trainer.strategy.model = self
+            release_memory(self.device)
         self.acceleration = accelerate(self.causal_lm, "none" if self.sharded else self.kernels)
         self.passes = Passes(
             self.peft_model,
@@ -237,11 +245,11 @@ class QLoRAModule(LightningModule):
         return torch.as_tensor(self.passes.window.loss)  # so that Lightning sees a loss; nothing is done with it
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """``training_step`` has made the gradients; at a window's end those of all ranks are averaged."""
+        """``training_step`` has made the gradients; at a window's end those of all ranks are added up."""
         assert self.passes is not None
         if self.trainer.world_size > 1 and not self.trainer.fit_loop._should_accumulate():
             self.passes.agree(self.trainer.strategy)
-            self.passes.window.hand_to_ranks()
+            self.passes.window.reduce(self.trainer.strategy)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls it between ``training_step``, which makes gradients, and ``backward``."""
@@ -249,17 +257,16 @@ class QLoRAModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the window's gradient sum into the gradient of its mean loss per trained token.
 
-        Lightning has divided every micro-batch's loss by ``accumulate_grad_batches`` (and DDP has averaged over
-        ranks): both are undone here. It runs before clipping.
+        Every micro-batch's loss was divided by ``accumulate_grad_batches``, which is undone here. It runs before
+        clipping.
         """
         assert self.passes is not None
         window = self.passes.window
         tokens = self.trainer.strategy.reduce(torch.as_tensor(window.tokens), reduce_op="sum").clamp(min=1)
         loss = self.trainer.strategy.reduce(torch.as_tensor(window.loss), reduce_op="sum") / tokens
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
+        scale = self.trainer.accumulate_grad_batches / tokens
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        for gradient in gradients:
-            gradient.mul_(scale)
+        torch._foreach_mul_(gradients, scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log_dict({"train/loss": loss, "train/grad_norm": norm}, prog_bar=True)
         # The one place in a step that waits for the GPU.

@@ -11,6 +11,8 @@ from app.errors import MachineError
 from app.model.ladder import MemorySettings, is_out_of_memory
 
 if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
+
     from app.model.loss import Batch
 
 BY_ROW = ("input_ids", "trained", "attention_mask", "position_ids")
@@ -86,16 +88,21 @@ class Window:
             self._begin_again()
             fault = self._run(self._batches)
 
-    def hand_to_ranks(self) -> None:
-        """Gives the window's gradients to torch's DistributedDataParallel, which leaves the mean over ranks in them.
+    def reduce(self, strategy: "Strategy") -> None:
+        """Adds the window's gradients up over all ranks, in one message.
 
-        Its hooks fire where a parameter's gradient is added to. During the window they do not listen: a rank that runs
-        out of memory runs its window again, and a recorded step's backward pass is no Python. So every gradient is
-        taken out and added once more, which costs a copy of megabytes.
+        Not while the last backward pass still runs: a rank that runs out of memory runs its whole window again, and a
+        recorded step's backward pass is one graph. torch's DistributedDataParallel, given the finished gradients, took
+        15 ms for Mistral-7B's 448 of them (two H200s, 2026-11): most of it is work per parameter, on the CPU.
+
+        Args:
+            strategy: Lightning's, which knows the ranks.
         """
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
-        self._drop_gradients()
-        torch.autograd.backward(self._parameters, gradients)
+        total = strategy.reduce(torch.cat([each.flatten() for each in gradients]), reduce_op="sum")
+        parts = total.split([each.numel() for each in gradients])
+        for parameter, part in zip(self._parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _run(self, batches: "Sequence[Batch]") -> tuple[int, int, Exception] | None:
         """Rows and length of the piece that did not fit, and the fault; None when all did.
