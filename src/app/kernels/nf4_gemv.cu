@@ -88,6 +88,17 @@ __device__ void decode(u32 (&pairs)[8], uint2 bytes, const u32 (&table)[256][32]
     }
 }
 
+// What RMSNorm multiplies each row with, which is left to the product that follows it.
+__device__ void read_norm(Shared& shared, const float* squares, int rows, int columns, int parts, float eps) {
+    const int lane = threadIdx.x % 32;
+    for (int n = threadIdx.x / 32; n < rows; n += WARPS) {
+        float sum = 0.f;
+        for (int part = lane; squares && part < parts; part += 32) sum += squares[n * parts + part];
+        for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+        if (lane == 0) shared.factors[n] = squares ? rsqrtf(sum / columns + eps) : 1.f;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) product(
     const u16* __restrict__ x,  // bfloat16 [rows, K]
     const float* __restrict__ squares,  // [rows, parts]: parts of the sum of squares of RMSNorm's input, or null
@@ -107,19 +118,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) product(
     const u16* row = x + (u64)g * columns + 16 * t;
     Tile sums[TILES][HALVES];
 
-    // RMSNorm divides by this, which is left to the product that follows it.
-    for (int n = warp; n < rows; n += WARPS) {
-        float sum = 0.f;
-        for (int part = lane; squares && part < parts; part += 32) sum += squares[n * parts + part];
-        for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-        if (lane == 0) shared.factors[n] = squares ? rsqrtf(sum / columns + eps) : 1.f;
-    }
-
     // Adapters come first: their 16-bit rows take longer.
     const int adapter_tiles = (adapters + OUTPUTS - 1) / OUTPUTS;
     int tile = blockIdx.x, start, count;  // the first output, and how many there are
     if (tile < adapter_tiles) {
         start = outputs + tile * OUTPUTS, count = outputs + adapters - start;
+        read_norm(shared, squares, rows, columns, parts, eps);
 #pragma unroll 2
         for (int block = warp; block < blocks; block += WARPS) {
             u32 rows_of[HALVES][8], upper[8], lower[8];
@@ -178,6 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) product(
         };
         int block = warp * UNROLL;
         if (block < blocks) ask(block);
+        read_norm(shared, squares, rows, columns, parts, eps);
         for (int i = thread; NESTED && i < 256; i += THREADS) shared.absmax_code[i] = absmax_code[i];
         for (int i = thread; i < 256 * 8; i += THREADS) {
             const u32 pair = pairs[i / 8];
