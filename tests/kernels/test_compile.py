@@ -29,7 +29,7 @@ members = range(3)
 stack = {f"{name}{i}": kind for name, kind in (("a", "*fp32"), ("b", "*fp32"), ("scaling", "fp32"), ("rank", "i32"),
     ("rows", "i32")) for i in members} | {"a_out": "*bf16", "b_out": "*bf16"}
 loss = {"logits": "*bf16", "targets": "*i64", "losses": "*fp32"}
-cache = dict.fromkeys(("slots", "positions", "arrived"), "*i32") | dict.fromkeys(
+cache = dict.fromkeys(("slots", "positions"), "*i32") | dict.fromkeys(
     ("queries", "out", "keys", "cache_keys", "cache_values", "cos", "sin", "b"), "*bf16") | dict.fromkeys(
     ("key_scales", "value_scales", "sums", "most", "mass"), "*fp32") | {"scale": "fp32"}
 for capability in (80, 89, 90):  # Ampere, Ada, Hopper

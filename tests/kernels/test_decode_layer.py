@@ -90,11 +90,10 @@ def test_attention(bits: int, window: int | None, device: torch.device) -> None:
     cache = cache_layer(device, heads=key_heads, width=width, bits=bits)
     queries = torch.randn(3, heads, width, generator=torch.Generator().manual_seed(7)).to(device, dtype(device))
     out = torch.full((3, heads * width), float("nan"), dtype=queries.dtype, device=device)
-    memory = SplitMemory.of(rows=3, heads=heads, key_heads=key_heads, head_dim=width, device=device)
-    for _ in range(2):  # the second time on what the first one left
-        cached_attention(
-            queries, cache, SLOTS.to(device), POSITIONS.to(device), out, scale=0.2, window=window, memory=memory
-        )
+    memory = SplitMemory.of(rows=3, heads=heads, head_dim=width, device=device)
+    cached_attention(
+        queries, cache, SLOTS.to(device), POSITIONS.to(device), out, scale=0.2, window=window, memory=memory
+    )
     assert error(out, attend(queries, cache, SLOTS, POSITIONS, window)) < TOLERANCE[out.dtype]
     # The same by the kernel for prompts: 70 tokens of one slot, more than one block of them.
     many = torch.randn(70, heads, width, generator=torch.Generator().manual_seed(8)).to(device, dtype(device))

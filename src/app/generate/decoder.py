@@ -1,6 +1,6 @@
 """The model's layers as generation runs them on a GPU: a few fused kernels each instead of transformers' modules.
 
-`Decoder.write` is a step of up to 16 single tokens in nine kernels a layer, all shapes fixed and nothing read back, so
+`Decoder.write` is a step of up to 16 single tokens in ten kernels a layer, all shapes fixed and nothing read back, so
 that a CUDA graph can hold it. `Decoder.read` takes a prompt: weights are decoded once and multiplied in 16 bits.
 Weights and adapters stay where bitsandbytes and peft put them; adapters are copied in the model's type beside them.
 """
@@ -106,9 +106,9 @@ class Decoder:
         self._heads = config.num_attention_heads
         self._head_dim = cache.blocks[0].keys.shape[3]
         self._window: int | None = getattr(config, "sliding_window", None)
-        self._make_room(config.hidden_size, config.num_key_value_heads, device)
+        self._make_room(config.hidden_size, device)
 
-    def _make_room(self, width: int, key_heads: int, device: torch.device) -> None:
+    def _make_room(self, width: int, device: torch.device) -> None:
         """Memory that the kernels of a step write to, the same at every step."""
         linears = [linear.weights for layer in self._layers[:1] for linear in layer.linears]
         queries = self._heads * self._head_dim
@@ -120,9 +120,7 @@ class Decoder:
         self._attended = torch.zeros(ROWS, queries, dtype=self._dtype, device=device)
         self._gated = torch.zeros(ROWS, inner, dtype=self._dtype, device=device)
         self._partial = torch.zeros(max(w.splits * ROWS * w.width for w in linears), device=device)
-        self._split = SplitMemory.of(
-            rows=ROWS, heads=self._heads, key_heads=key_heads, head_dim=self._head_dim, device=device
-        )
+        self._split = SplitMemory.of(rows=ROWS, heads=self._heads, head_dim=self._head_dim, device=device)
 
     @property
     def weights(self) -> list[StackedWeights]:

@@ -22,27 +22,24 @@ _QUERIES = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitMemory:
-    """Where programs that share a row's keys leave their parts, until the last of them adds these up.
+    """Where programs that share a row's keys leave their parts, until these are added up.
 
     Attributes:
         sums: of weighted values, float32. # [R, heads, splits, D]
         most, mass: the largest score, and the sum of weights relative to it, float32. # [R, heads, splits]
-        arrived: how many have left theirs, int32; zero between the calls. # [R, key heads]
     """
 
     sums: torch.Tensor
     most: torch.Tensor
     mass: torch.Tensor
-    arrived: torch.Tensor
 
     @staticmethod
-    def of(*, rows: int, heads: int, key_heads: int, head_dim: int, device: torch.device) -> SplitMemory:
+    def of(*, rows: int, heads: int, head_dim: int, device: torch.device) -> SplitMemory:
         """Memory for at most ``rows`` rows."""
         return SplitMemory(
             sums=torch.empty(rows, heads, _SPLITS, head_dim, device=device),
             most=torch.empty(rows, heads, _SPLITS, device=device),
             mass=torch.empty(rows, heads, _SPLITS, device=device),
-            arrived=torch.zeros(rows, key_heads, dtype=torch.int32, device=device),
         )
 
 
@@ -98,8 +95,6 @@ def cached_attention(
             memory.sums,
             memory.most,
             memory.mass,
-            memory.arrived,
-            out,
             key_heads,
             places,
             scale,
@@ -112,6 +107,9 @@ def cached_attention(
             KEYS=_KEYS,
             BLOCK=max(16, row_block(head_dim)),
             num_warps=4,
+        )
+        _combine_kernel[(rows, heads)](
+            memory.sums, memory.most, memory.mass, out, head_dim, SPLITS=_SPLITS, BLOCK=row_block(head_dim), num_warps=4
         )
 
 
@@ -147,8 +145,6 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     sums,
     most,
     mass,
-    arrived,
-    out,
     key_heads,
     places,
     scale,
@@ -207,28 +203,24 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + target[:, None] * head_dim + element[None, :], acc, mask=there[:, None] & inside[None, :])
     tl.store(most + target, top, mask=there)
     tl.store(mass + target, total, mask=there)
-    # Everyone's parts are written before it counts itself in; who counts last reads them all.
-    tl.debug_barrier()
-    counter = arrived + row * key_heads + head
-    if tl.atomic_add(counter, 1) == SPLITS - 1:
-        tl.store(counter, 0)
-        for member in range(GROUP):
-            _combine((row * key_heads + head) * GROUP + member, sums, most, mass, out, head_dim, SPLITS, BLOCK)
 
 
 @jit
-def _combine(index, sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One query head's result from its parts; those that saw no key hold -inf and add nothing."""
+def _combine_kernel(  # type: ignore[no-untyped-def]
+    sums, most, mass, out, head_dim, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    index = row * tl.num_programs(1) + head
     split, element = tl.arange(0, SPLITS), tl.arange(0, BLOCK)
     inside = element < head_dim
-    # Past this multiprocessor's own cache, which may hold what was there before.
-    top = tl.load(most + index * SPLITS + split, cache_modifier=".cg")
+    top = tl.load(most + index * SPLITS + split)
     weight = tl.exp(top - tl.max(top, axis=0))
-    total = tl.sum(weight * tl.load(mass + index * SPLITS + split, cache_modifier=".cg"), axis=0)
-    at = sums + (index * SPLITS + split)[:, None] * head_dim + element[None, :]
-    seen = (top > float("-inf"))[:, None] & inside[None, :]
-    parts = tl.load(at, mask=seen, other=0.0, cache_modifier=".cg")
-    tl.store(out + index * head_dim + element, tl.sum(parts * weight[:, None], axis=0) / total, mask=inside)
+    total = tl.sum(weight * tl.load(mass + index * SPLITS + split), axis=0)
+    parts = tl.load(
+        sums + (index * SPLITS + split)[:, None] * head_dim + element[None, :], mask=inside[None, :], other=0.0
+    )
+    result = tl.sum(parts * weight[:, None], axis=0) / total
+    tl.store(out + index * head_dim + element, result, mask=inside)
 
 
 @jit
