@@ -16,8 +16,8 @@ from app.generate.engine import Engine
 from app.generate.sampling import Sampling
 from app.generate.session import Session, open_run
 from app.kernels.linear_cross_entropy import linear_cross_entropy
-from app.model.memory import read_memory
 from app.model.loss import summed_loss
+from app.model.memory import read_memory
 from conftest import ROOT, TinyCheckpoint
 from support.fitting import arguments, fit, write_csv
 
