@@ -19,7 +19,6 @@ from app.kernels.triton_support import jit, row_block, tl, triton, use_triton
 
 # Columns of one program: few enough for a width of 4,096 to occupy a GPU's multiprocessors.
 _COLUMNS = 32
-_GATED_COLUMNS = 64
 
 
 def square_parts(width: int) -> int:
@@ -70,7 +69,7 @@ def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> No
     if not use_triton(out):
         out.copy_(glu_reference(partial.total(), activation))
         return
-    _gated_kernel[(triton.cdiv(width, _GATED_COLUMNS),)](
+    _gated_kernel[(triton.cdiv(width, _COLUMNS),)](
         *_operands(partial),
         out,
         rows,
@@ -80,7 +79,7 @@ def gated(partial: PartialSums, activation: Activation, out: torch.Tensor) -> No
         **_sizes(partial),
         SILU=activation == "silu",
         ROWS=ROWS,
-        BLOCK=_GATED_COLUMNS,
+        BLOCK=_COLUMNS,
         num_warps=4,
     )
 
@@ -138,7 +137,7 @@ def rotate_into_cache(
         **_sizes(partial),
         ROWS=ROWS,
         BLOCK=row_block(head_dim),
-        num_warps=4,
+        num_warps=8,
     )
 
 
