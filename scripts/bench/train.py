@@ -255,7 +255,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
         groups = [Case(*pair, args.batches, args.length, args.optimizer) for pair in product(args.systems, args.shapes)]
     else:
         groups = [Case(system, "mistral", [1, 4]) for system in ("unsloth", "fp8", "bf16")]
-        groups += [Case(system, "mistral", [1], 16384, "adamw_8bit", steps=4) for system in ("fp8", "bf16")]
+        groups += [Case("fp8", "mistral", [1], 16384, "adamw_8bit", steps=3)]
         groups += [Case("fp8", shape, [1]) for shape in ("llama3", "gemma", "phi3")]
         groups += [Case("plain", "mistral", [1, 4])]
     # Peers take all sizes in one process; each of ours starts anew, because its plan counts what is in use.
@@ -267,30 +267,37 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Every system in its own process, and the tables."""
+    """Every system in its own process, and the tables; where it is interrupted, of what there is."""
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        todo = cases(args)
-        waiting = start(todo[0], args)
-        for case, following in zip(todo, [*todo[1:], None], strict=True):
-            if case.system == "unsloth" and not args.checkpoint and waiting is not None:
-                args.checkpoint = scratch
-                Apart(Path(__file__)).run([f"--shapes={case.shape}", f"--save={scratch}"], args.timeout)
-            process, waiting = waiting, start(following, args)
-            outcome = process.run(arguments(case, args, results), args.timeout) if process else None
-            if not isinstance(outcome, list):
-                reason = outcome or f"{SYSTEMS[case.system]} is not installed"
-                row = {"system": case.system, "shape": case.shape, "length": case.length, "skipped": reason}
-                outcome = [row | {"batch": batch} for batch in case.batches]
-            results += outcome
-            print(json.dumps(outcome), flush=True)
-    print(table(sorted(results, key=lambda row: list(SYSTEMS).index(row["system"]))))
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            measure_all(args, Path(scratch), results)
+    finally:
+        print(table(sorted(results, key=lambda row: list(SYSTEMS).index(row["system"]))), flush=True)
     if args.table:
         here = Path(__file__).parent
         print("", optimizer_table(Apart(here / "optimizers.py").run([], args.timeout)), sep="\n", flush=True)
         loads = Apart(here / "load.py").run([args.load], args.timeout)
         unsloth = [{"what": "Unsloth, from 4 bits", "seconds": r["load_s"]} for r in results if r.get("load_s")]
         print("", load_table([*unsloth[:1], *loads] if isinstance(loads, list) else loads), sep="\n")
+
+
+def measure_all(args: argparse.Namespace, scratch: Path, results: list[dict[str, Any]]) -> None:
+    """Adds each case's results as they come."""
+    todo = cases(args)
+    waiting = start(todo[0], args)
+    for case, following in zip(todo, [*todo[1:], None], strict=True):
+        if case.system == "unsloth" and not args.checkpoint and waiting is not None:
+            args.checkpoint = str(scratch)
+            Apart(Path(__file__)).run([f"--shapes={case.shape}", f"--save={scratch}"], args.timeout)
+        process, waiting = waiting, start(following, args)
+        outcome = process.run(arguments(case, args, results), args.timeout) if process else None
+        if not isinstance(outcome, list):
+            reason = outcome or f"{SYSTEMS[case.system]} is not installed"
+            row = {"system": case.system, "shape": case.shape, "length": case.length, "skipped": reason}
+            outcome = [row | {"batch": batch} for batch in case.batches]
+        results += outcome
+        print(json.dumps(outcome), flush=True)
 
 
 def start(case: Case | None, args: argparse.Namespace) -> Apart | None:
