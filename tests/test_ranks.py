@@ -8,6 +8,8 @@ import yaml
 
 from app.__main__ import main
 from app.artifact import RunDirectory
+from app.pages.history import read_rows
+from app.pages.run import samples_path
 from conftest import ROOT, TinyCheckpoint
 from support.faults import with_callback, with_callbacks
 from support.fitting import arguments, fit, write_csv
@@ -85,6 +87,7 @@ def test_a_killed_rank_ends_the_run_which_one_process_then_finishes(
     assert said.count("error: ") == said.count("another rank of this run has ended") == 1
     assert "--resume auto" in said and "Traceback" not in said
     assert run.read_manifest().status == "failed"
+    assert read_rows(samples_path(run))  # answers of the first rank, which change nothing
     fit(*here, "--resume", "auto")
     assert run.read_manifest().status == "finished"
     assert curve(run) == pytest.approx(curve(alone), rel=1e-5)

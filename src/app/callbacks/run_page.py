@@ -34,7 +34,8 @@ class RunPage(Callback):
 
     The training computed is bit for bit the one without it. Figures come from the trainer, a line a step goes to
     ``logs/metrics.jsonl``; a resume goes on in that file. Answers are written at a validation's end, when the memory of
-    the training step is free; where it is short all the same, they are left out with a notice.
+    the training step is free; where it is short all the same, they are left out with a notice. Rank 0 writes the page
+    and the answers, while others wait.
 
     Args:
         enabled: write the page.
@@ -126,7 +127,8 @@ class RunPage(Callback):
         for history in (self._metrics, self._samples):
             with self._disk_faults():
                 history.go_on_from(trainer.global_step if trainer.ckpt_path else -1)
-        if self.samples_every and trainer.world_size == 1:
+        module: Any = trainer.lightning_module
+        if self.samples_every and not module.sharded:  # rank 0 alone cannot run through others' weights
             data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
             self._asked = pick_questions(data, self.prompts, self.questions)
 
