@@ -83,7 +83,9 @@ def run_apart(system: str, seed: int, args: argparse.Namespace) -> dict[str, Any
     done = subprocess.run(command, capture_output=True, text=True)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
-            return {"system": system, "seed": seed, **json.loads(line[7:])}
+            result = {"system": system, "seed": seed, **json.loads(line[7:])}
+            print(f"{system}, seed {seed}: held-out perplexity {math.exp(result['heldout']):.4f}", flush=True)
+            return result
     raise SystemExit(f"{system}, seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
