@@ -48,20 +48,24 @@ def exact_product(x: torch.Tensor, weights: StackedWeights) -> torch.Tensor:
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def kernel(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def kernel(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernel in CUDA C++, where there is a GPU, or the one in Triton."""
-    if request.param == "triton":
+    which: str = request.param
+    if which == "triton":
         monkeypatch.setattr("app.kernels.nf4_gemv.can_compile", lambda device: False)
     elif device.type == "cpu":
         pytest.skip("no GPU: test_nf4_cuda.py has its logic")
+    return which
 
 
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("rank", [0, 5])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_product(rows: tuple[int, ...], columns: int, rank: int, double: bool, device: torch.device) -> None:
+def test_product(
+    rows: tuple[int, ...], columns: int, rank: int, double: bool, device: torch.device, kernel: str
+) -> None:
     weights = stacked(rows, columns, device, rank=rank, double=double)
+    assert (weights.pairs is not None) == (kernel == "cuda"), "the other kernel multiplies"
     x = inputs(3, columns, device)
     exact = exact_product(x, weights)
     found = split_product(x, weights, room(weights)).total()
