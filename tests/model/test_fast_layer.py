@@ -9,7 +9,7 @@ import torch
 
 from app.families import Family, get_family
 from app.kernels.triton_support import INTERPRETED
-from app.model.accelerate import Acceleration, accelerate, swap_in
+from app.model.accelerate import Acceleration, accelerate, multiplies_rows, swap_in
 from app.model.activation_store import LayerPlan
 from app.model.load import load_base
 from app.model.lora import attach_lora
@@ -141,6 +141,17 @@ def test_what_is_not_covered_is_said_once_and_left_alone(tiny: TinyCheckpoint, f
         assert accelerate(trained.causal_lm, "bf16") is None
     assert len(caught) == 1 and "plain layers" in str(caught[0].message)
     assert trained.decoder.forward == original
+
+
+def test_fp8_is_taken_only_where_torch_multiplies_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch for Windows refuses the product on every card."""
+    assert multiplies_rows.__wrapped__(DEVICE)
+
+    def refuse(*_: Any) -> torch.Tensor:
+        raise RuntimeError("Rowwise scaling is not currently supported on your device")
+
+    monkeypatch.setattr("app.model.accelerate.scaled_product", refuse)
+    assert not multiplies_rows.__wrapped__(DEVICE)
 
 
 @pytest.mark.usefixtures("plain_kernels")

@@ -142,7 +142,7 @@ def test_a_head_waits_in_cpu_memory_only_where_nothing_else_fits() -> None:
     assert tight[1] >= 2 * 2 * shape.vocabulary * shape.width
 
 
-def test_what_the_fast_layers_do_not_cover_is_planned_plain() -> None:
+def test_what_the_fast_layers_do_not_cover_is_planned_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     family = get_family("mistral")
 
     def precision(card: str = "rtx4060", **changes: Any) -> str:
@@ -155,3 +155,5 @@ def test_what_the_fast_layers_do_not_cover_is_planned_plain() -> None:
     assert precision("rtx3060", **{"model.kernels": "fp8"}) == "plain"
     assert precision(**{"model.kernels": "bf16", "model.dropout": 0.1}) == "plain"
     assert precision(**{"model.kernels": "bf16", "model.quantization": "none"}) == "plain"
+    monkeypatch.setattr("sys.platform", "win32")
+    assert precision() == "bf16"

@@ -8,6 +8,7 @@ fast layers do not cover (a key-value cache, padding on the left) goes to the or
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.kernels.attention import Documents, Heads, has_flash
+from app.kernels.fp8 import quantise_rows, scaled_product
 from app.kernels.frozen_linear import FrozenLinear, WeightScales
 from app.kernels.glu import Activation
 from app.kernels.lora_stack import LoraPair
@@ -71,7 +73,24 @@ class Acceleration:
 
 def has_fp8(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the device multiplies FP8 matrices (Ada, Hopper and later), and gives ``dtype``: bfloat16 alone."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return capable and dtype == torch.bfloat16 and multiplies_rows(device)
+
+
+@cache
+def multiplies_rows(device: torch.device) -> bool:
+    """Whether torch multiplies FP8 rows that have a scale each; tried, because not every build does on every card.
+
+    Torch for Windows is built without that product (pytorch/pytorch#194606), and cuBLAS has had none for some cards of
+    the Blackwell family (pytorch/pytorch#192707).
+    """
+    rows = quantise_rows(torch.ones(32, 32, dtype=torch.bfloat16, device=device))
+    try:
+        assert rows.fp8 is not None
+        product = scaled_product(rows, rows.fp8, torch.ones(1, 32, device=device), torch.bfloat16)
+    except RuntimeError:
+        return False
+    return bool(product.isfinite().all())
 
 
 def accelerate(causal_lm: "PreTrainedModel", kernels: Kernels = "auto") -> Acceleration | None:

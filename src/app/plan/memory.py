@@ -1,5 +1,6 @@
 """What training holds on the card at its most, part by part; the parts that meet at that moment add up to the peak."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -89,7 +90,8 @@ def precision_of(model: Mapping[str, Any], gpu: Gpu) -> Precision:
     if model["kernels"] == "none" or not (covered and sixteen_bits):
         return "plain"
     has_fp8 = gpu.card.fp8 is not None if gpu.card else (gpu.capability or (8, 9)) >= (8, 9)
-    has_fp8 &= model["dtype"] != "float16"
+    # Torch for Windows has no FP8 product of rows with a scale each: `app.model.accelerate.multiplies_rows`.
+    has_fp8 &= model["dtype"] != "float16" and sys.platform != "win32"
     if model["kernels"] == "fp8" and not has_fp8:
         return "plain"
     return "fp8" if has_fp8 and model["kernels"] != "bf16" else "bf16"
