@@ -13,7 +13,7 @@ from app.kernels.nf4 import BLOCK, SUPERBLOCK, NF4Weight
 from app.model.activation_store import ActivationStore, LayerPlan, Name, Placement
 from app.model.budget import Trial, choose_plans, reserve_bytes, work_bytes
 from app.model.fast_layer import TILE, FastLayer, Norm
-from app.model.memory_plan import LayerSizes, describe_plans, layer_sizes, moving_bytes
+from app.model.memory_plan import LayerSizes, describe_plans, layer_sizes, waiting_bytes
 from app.plan.shapes import Linear, ModelShape
 
 NAMES: tuple[Name, ...] = ("hidden", "attention", "middle", "gate_up")
@@ -81,7 +81,7 @@ def fast_plan(
     out = [_sum(sizes, plan, "offload") for plan in plans]
     again = sum(_products(shape, name) for plan in plans for name in NAMES if _at(plan, name) == "recompute")
     return FastPlan(
-        kept=sum(_sum(sizes, plan, "keep") for plan in plans) + moving_bytes(out),
+        kept=waiting_bytes([_sum(sizes, plan, "keep") for plan in plans], out),
         work=work_bytes(trial, sizes),
         reserve=reserve_bytes(work_bytes(trial, sizes)),
         host=sum(out),
