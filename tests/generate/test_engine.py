@@ -89,6 +89,19 @@ def test_a_seed_gives_the_same_text_alone_and_in_any_batch(open_tiny: OpenTiny) 
     assert engine.generate([ids], Sampling(temperature=1.0, seed=12, max_tokens=25))[0].token_ids != alone.token_ids
 
 
+def test_embeddings_may_lie_elsewhere_than_the_layers(tiny: Callable[[str], Path]) -> None:
+    """As the fast training step leaves them while it writes answers for the run's page."""
+    session = open_tuned(tiny("mistral"), "mistral", alpha=16, dtype=torch.float32)
+    row = Row(slot=0, start=0, ids=[300, 301, 302], scored=1)
+    expected = Forward(session.model, slots=1, context=64)([row])
+    embedding = session.causal_lm.get_input_embeddings()
+    table = embedding.weight.detach()
+    embedding.weight = torch.nn.Parameter(table.to("meta"), requires_grad=False)
+    embedding.forward = lambda ids: table[ids]  # type: ignore[method-assign]
+    forward = Forward(session.model, slots=1, context=64)
+    assert torch.equal(forward([row]), expected)
+
+
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="not the CPU kernels this is true of")
 def test_in_bfloat16_scores_are_bit_equal_in_any_batch_and_chunk(tiny: Callable[[str], Path]) -> None:
     session = open_tuned(tiny("smollm2"), "smollm2", alpha=16, dtype=torch.bfloat16)

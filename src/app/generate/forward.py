@@ -81,8 +81,9 @@ class Forward:
         # A PeftModel's adapter layers sit inside the transformers model; going straight to it saves a wrapper a step.
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = self._model.config
-        embedding = self._model.get_input_embeddings().weight
-        self._device, self._dtype = embedding.device, embedding.dtype
+        self._dtype = self._model.get_input_embeddings().weight.dtype
+        # Not the embeddings': the fast training step has them in CPU memory.
+        self._device = self._model.get_decoder().norm.weight.device
         where = {"dtype": self._dtype, "device": self._device}
         self.context = plan_context(config, slots=slots, context=context, bits=bits, **where)
         self.vocabulary = int(config.vocab_size)
