@@ -27,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def process(runs: dict[str, Path], home: dict[str, str]) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
     """A server that the tests before the last one share; the last one stops it."""
-    arguments = ("--arg", f"run={runs['helper']}", "--arg", "context=4096", "--arg", "slots=2", "--arg", "grace=20")
+    arguments = ("--arg", f"run={runs['helper']}", "--arg", "context=4096", "--arg", "slots=2", "--arg", "grace=60")
     with bento_server(".", {**home, "APP_QUEUE": "8"}, *arguments, wait="/livez") as running:
         yield running
 
@@ -63,10 +63,10 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(process: tuple[str, "
     lines: list[str] = []
 
     def whole() -> None:
-        answers.append(httpx.post(f"{url}/generate", json={"prompt": "Hi", "max_tokens": 700}, timeout=60))
+        answers.append(httpx.post(f"{url}/generate", json={"prompt": "Hi", "max_tokens": 2400}, timeout=60))
 
     def streamed() -> None:
-        body = {"prompt": "Hello", "max_tokens": 700, "stream": True}
+        body = {"prompt": "Hello", "max_tokens": 2400, "stream": True}
         with httpx.stream("POST", f"{url}/generate", json=body, timeout=60) as answer:
             lines.extend(line for line in answer.iter_lines() if line)
 
