@@ -26,9 +26,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def process(runs: dict[str, Path], home: dict[str, str]) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
-    """A server that the tests before the last one share; the last one stops it."""
-    arguments = ("--arg", f"run={runs['helper']}", "--arg", "context=4096", "--arg", "slots=2", "--arg", "grace=60")
-    with bento_server(".", {**home, "APP_QUEUE": "8"}, *arguments, wait="/livez") as running:
+    """A server as it starts: it lives, and is not ready yet. Each test leaves it as it found it."""
+    with bento_server(".", home, "--arg", f"run={runs['helper']}", wait="/livez") as running:
         yield running
 
 
@@ -57,8 +56,18 @@ def test_it_listens_on_loopback_only(process: tuple[str, "subprocess.Popen[str]"
     assert set(listening) == {"127.0.0.1"}
 
 
-def test_sigterm_finishes_what_runs_and_refuses_what_comes(process: tuple[str, "subprocess.Popen[str]", Path]) -> None:
-    url, server, log = process
+@pytest.fixture
+def two_slots(runs: dict[str, Path], home: dict[str, str]) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
+    """A ready server for the one test that ends it; settings come by both ways, `--arg` and the environment."""
+    arguments = ("--arg", f"run={runs['helper']}", "--arg", "context=4096", "--arg", "slots=2", "--arg", "grace=60")
+    with bento_server(".", {**home, "APP_QUEUE": "8"}, *arguments) as running:
+        yield running
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_comes(
+    two_slots: tuple[str, "subprocess.Popen[str]", Path],
+) -> None:
+    url, server, log = two_slots
     answers: list[httpx.Response] = []
     lines: list[str] = []
 
