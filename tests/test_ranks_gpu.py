@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2,
 
 @pytest.fixture(scope="module")
 def options(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two epochs of packed rows, four to a step on one GPU."""
+    """Three epochs of packed rows, four to a step on one GPU."""
     data = write_csv(tmp_path_factory.mktemp("ranks") / "rows.csv")
     return arguments(
         tiny("mistral"),

@@ -20,11 +20,10 @@ from kernels.test_nf4 import quantised
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 SOURCE = ROOT / "src" / "app" / "kernels" / "nf4_gemv.cu"
-# The three instructions that only a GPU has.
+# The two instructions that only a GPU has.
 INSTEAD = {
     r'asm\("mma.*?\)\);': "multiply_tiles(of, upper0, lower0, upper1, lower1, row0, row1);",
     r'asm volatile\("ld.*?\)\);': "value = *(const uint2*)at;",
-    r'asm volatile\("prefetch.*?\)\);': "(void)*(volatile const u8*)(memory + at);",
 }
 
 
@@ -82,7 +81,6 @@ def on_cpu(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         build(**macros).launch(blocks, warps, *values)
 
     monkeypatch.setattr(nf4_cuda, "launch_cuda", launch)
-    monkeypatch.setattr(nf4_cuda, "_AHEAD", 5000)
 
 
 # Members, their width, adapters' rows in all: tiles that hang over; an odd number of blocks; fewer blocks than warps.
@@ -110,9 +108,7 @@ def test_product(counts: tuple[int, ...], columns: int, adapters: int, double: b
     results = []
     for rows in (1, 5, 16):
         out = torch.full((rows, exact.shape[1]), float("nan"))
-        nf4_cuda.multiply_few(
-            x[:rows].contiguous(), known, pairs, a, out, squares=squares[:rows].contiguous(), eps=0.5, following=known
-        )
+        nf4_cuda.multiply_few(x[:rows].contiguous(), known, pairs, a, out, squares=squares[:rows].contiguous(), eps=0.5)
         assert error(out[:, : len(frozen)], exact[:rows, : len(frozen)]) < allowed
         assert adapters == 0 or error(out[:, len(frozen) :], exact[:rows, len(frozen) :]) < 1e-5
         results.append(out[0])
@@ -126,7 +122,7 @@ def test_without_a_norm_nothing_is_divided() -> None:
     x, out = torch.ones(1, 64, dtype=torch.bfloat16), torch.empty(1, 16)
     pairs = torch.cartesian_prod(weight.code, weight.code).bfloat16()
     a = torch.empty(0, 64, dtype=torch.bfloat16)
-    nf4_cuda.multiply_few(x, [weight], pairs, a, out, squares=None, eps=0.0, following=())
+    nf4_cuda.multiply_few(x, [weight], pairs, a, out, squares=None, eps=0.0)
     torch.testing.assert_close(out[0], dequantise_reference(weight).sum(1), rtol=0.01, atol=0.01)
 
 

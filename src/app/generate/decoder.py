@@ -159,8 +159,6 @@ class Decoder:
         queries, attended, act = self._queries[:rows], self._attended[:rows], self._gated[:rows]
         hidden.copy_(self._embed(ids))
         add_residual(hidden, None, self._factors[0], x, squares)
-        weights = self.weights
-        following = iter([*weights[1:], None])
 
         def product(x: Tensor, linear: _Linear, norm: Norm | None = None) -> PartialSums:
             return split_product(
@@ -169,7 +167,6 @@ class Decoder:
                 self._partial,
                 squares=squares if norm is not None else None,
                 eps=norm.eps if norm is not None else 0.0,
-                following=next(following),
             )
 
         for index, layer in enumerate(self._layers):

@@ -23,8 +23,6 @@ MEMBERS = 3
 _FILE = "nf4_gemv.cu"
 # 16 outputs for each of a block's eight warps, which share K; three blocks for each multiprocessor.
 _TILES, _WARPS, _RESIDENT = 1, 8, 3
-# Bytes of the next product's weights asked for ahead.
-_AHEAD = 0
 
 
 @cache
@@ -51,7 +49,6 @@ def multiply_few(
     *,
     squares: torch.Tensor | None,
     eps: float,
-    following: Sequence[NF4Weight],
 ) -> None:
     """``x W^T`` of all weights, side by side, then ``x A^T``.
 
@@ -64,7 +61,6 @@ def multiply_few(
         squares: parts of the sums of squares; results are divided by the root of their mean. None: they are not.
             # [R, parts]
         eps: added to the mean square.
-        following: the next product's weights.
     """
     rows, columns = x.shape
     first, adapters = weights[0], a.shape[0]
@@ -72,12 +68,6 @@ def multiply_few(
     for weight in weights:
         members += weight.packed, weight.absmax, weight.absmax_scale, weight.absmax_offset, weight.rows
     members += (None, None, None, None, 0) * (MEMBERS - len(weights))
-    ahead: list[Argument] = []
-    room = _AHEAD
-    for weight in following:
-        size = min(room, weight.packed.numel())
-        ahead, room = [*ahead, weight.packed, size], room - size
-    ahead += (None, 0) * (MEMBERS - len(following))
     launch_cuda(
         _FILE,
         "product",
@@ -86,7 +76,7 @@ def multiply_few(
         macros=_macros(rows=rows, columns=columns, nested=first.absmax_code is not None),
         args=[
             *(x, squares, *members, first.absmax_code, pairs, a, out, rows, columns, adapters),
-            *(0 if squares is None else squares.shape[1], eps, *ahead),
+            *(0 if squares is None else squares.shape[1], eps),
         ],
     )
 

@@ -63,12 +63,6 @@ __device__ uint2 load_once(const u8* at) {
     return value;
 }
 
-// Asks for memory into the second-level cache, each thread of the grid for some lines.
-__device__ void ask_ahead(const u8* memory, int bytes) {
-    for (u32 at = (blockIdx.x * THREADS + threadIdx.x) * 128; at < bytes; at += gridDim.x * THREADS * 128)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(memory + at));
-}
-
 // The lane's 16 elements of a block: 16-bit pairs.
 __device__ void load_pairs(u32 (&pairs)[8], const u16* at, bool there) {
     const uint4 none = make_uint4(0, 0, 0, 0);
@@ -109,8 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) product(
     const u32* __restrict__ pairs,  // bfloat16 [256, 2]: the two weights of each byte
     const u16* __restrict__ a,  // bfloat16 [adapters, K]
     float* __restrict__ out,  // [rows, count0 + count1 + count2 + adapters]
-    int rows, int columns, int adapters, int parts, float eps,
-    const u8* next0, int bytes0, const u8* next1, int bytes1, const u8* next2, int bytes2)  // what to ask for ahead
+    int rows, int columns, int adapters, int parts, float eps)
 {
     __shared__ Shared shared;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -245,5 +238,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) product(
         for (int w = 0; w < WARPS; w++) sum += shared.sums[w][n][output];
         if (output < count) out[(u64)n * (outputs + adapters) + start + output] = sum * shared.factors[n];
     }
-    ask_ahead(next0, bytes0), ask_ahead(next1, bytes1), ask_ahead(next2, bytes2);
 }

@@ -141,7 +141,6 @@ def split_product(
     *,
     squares: torch.Tensor | None = None,
     eps: float = 0.0,
-    following: StackedWeights | None = None,
 ) -> PartialSums:
     """``x W^T`` of all members and ``x A^T``, as partial sums.
 
@@ -152,7 +151,6 @@ def split_product(
         squares: parts of the sum of squares of RMSNorm's input, whose products with the norm's weight ``x`` holds:
             results are divided by the root of their mean. # [R, parts]
         eps: added to the mean square.
-        following: of the product that comes next, which may be asked for ahead.
     """
     rows, columns = x.shape
     assert rows <= ROWS
@@ -164,16 +162,7 @@ def split_product(
         torch.mul(x.float() @ torch.cat((frozen, weights.a.float())).t(), factor, out=values[0])
         return PartialSums(values=values, weights=weights)
     if weights.pairs is not None:
-        multiply_few(
-            x,
-            weights.weights,
-            weights.pairs,
-            weights.a,
-            values[0],
-            squares=squares,
-            eps=eps,
-            following=following.weights if following is not None else (),
-        )
+        multiply_few(x, weights.weights, weights.pairs, weights.a, values[0], squares=squares, eps=eps)
         return PartialSums(values=values, weights=weights)
     first = weights.weights[0]
     tiles = sum(-(-weight.rows // _TILE) for weight in weights.weights)
