@@ -189,6 +189,8 @@ def test_early_stopping_after_three_validations_without_progress(
 
 
 def test_wandb_offline_by_one_option(tiny: TinyCheckpoint, data: Path, tmp_path: Path) -> None:
+    import wandb
+
     run = RunDirectory(tmp_path / "run")
     fit(
         *arguments(
@@ -196,6 +198,7 @@ def test_wandb_offline_by_one_option(tiny: TinyCheckpoint, data: Path, tmp_path:
         )
     )
     assert list((run.logs / "wandb").glob("offline-run-*/*.wandb"))
+    assert wandb.run is None  # it has ended, and takes nothing of what this process does next
 
 
 def test_tensorboard_holds_configuration_and_every_curve(finished: tuple[RunDirectory, list[str]]) -> None:

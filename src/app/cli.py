@@ -185,20 +185,27 @@ class AppCLI(LightningCLI):
         if self._checkpoint is not None:
             log.info(f"going on from {self._checkpoint}")
 
-    @staticmethod
-    def _loggers(run: RunDirectory, wandb: str) -> list[Logger]:
+    def _loggers(self, run: RunDirectory, wandb: str) -> list[Logger]:
         run.logs.mkdir(parents=True, exist_ok=True)
         loggers: list[Logger] = [Curves(run.logs)]
         if wandb != "off":
             loggers.append(
                 WandbLogger(name=run.path.name, save_dir=run.logs, project="app", offline=wandb == "offline")
             )
+            self._held.push(finish_wandb)
         return loggers
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Checkpoints are read with ``weights_only``: nothing is unpickled. Lightning prints no table."""
         silent = {} if subcommand == "fit" else {"verbose": False}
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True, **silent}
+
+
+def finish_wandb(kind: type[BaseException] | None, *_: object) -> None:
+    """Ends the run at Weights & Biases as the command ends: the next one in this process would go on with it."""
+    import wandb
+
+    wandb.finish(exit_code=int(kind is not None))
 
 
 def default_callbacks(argv: Sequence[str]) -> list[Callback]:

@@ -40,3 +40,11 @@ def test_a_run_that_logged_to_wandb_offline_is_logged_there_again(tmp_path: Path
     (stored,) = (tmp_path / "logs" / "wandb").glob("offline-run-*/run-*.wandb")
     content = stored.read_bytes()
     assert b"evaluation/perplexity/tuned" in content
+
+
+def test_the_caller_s_own_run_is_left_alone(tmp_path: Path) -> None:
+    own = wandb.init(mode="offline", dir=tmp_path)
+    track(tmp_path / "run", REPORT, wandb="offline")
+    assert wandb.run is own
+    own.finish()
+    assert list((tmp_path / "run" / "logs" / "wandb").glob("offline-run-*"))

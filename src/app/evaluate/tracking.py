@@ -36,6 +36,7 @@ def track(run: Path, report: Mapping[str, Any], *, wandb: Literal["auto", "off",
         dir=str(directory.logs),
         mode="offline" if mode == "offline" else "online",
         job_type="evaluation",
+        reinit="create_new",  # not the run of whoever calls this
         config={"run": report["run"], "fingerprints": report["fingerprints"]},
     ) as tracked:
         tracked.summary.update(values)
