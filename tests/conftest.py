@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 from app.families import Family, all_families
 
@@ -28,6 +29,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Token tables of tests are theirs alone, and go with the folder at the end.
 _CACHE = tempfile.TemporaryDirectory(prefix="app-cache-")
 os.environ["APP_CACHE"] = _CACHE.name
+
+# On a busy machine an example takes as long as it takes.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 

@@ -62,7 +62,7 @@ lines = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad=st.lists(lines, max_size=8), header=st.sampled_from([b"question,answer", b"prompt;response", b"x"]))
 def test_rows_in_are_rows_out_and_rows_rejected(tmp_path: Path, bad: list[bytes], header: bytes) -> None:
     path, output = tmp_path / "rows.csv", tmp_path / "out"
@@ -91,7 +91,7 @@ values = st.recursive(
 names = st.sampled_from(["question", "answer", "messages", "conversations", "text", "instruction", "output", "group"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(objects=st.lists(st.dictionaries(names, values, max_size=4) | values, min_size=1, max_size=6))
 def test_any_json_values_are_rows(tmp_path: Path, objects: list[Any]) -> None:
     path, output = tmp_path / "rows.jsonl", tmp_path / "out"

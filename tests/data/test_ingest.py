@@ -217,7 +217,7 @@ cells = st.text(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=12), delimiter=st.sampled_from(",;\t|"))
 def test_whatever_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, str]], delimiter: str) -> None:
     path = tmp_path / "rows.csv"
@@ -228,7 +228,7 @@ def test_whatever_csv_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, 
     assert found == [row for row in rows if "".join(row).strip()]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=400), start=st.sampled_from([b"", b"question,answer\n", b"[", b'{"question": ', b"PAR1"])
 )
@@ -246,7 +246,7 @@ def test_random_bytes_are_rows_or_a_clear_error(tmp_path: Path, data: bytes, sta
     assert all(isinstance(row, (dict, Unreadable)) for _, row in rows)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 29), junk=st.binary(min_size=1, max_size=30), kind=st.sampled_from(["csv", "jsonl"]))
 def test_a_bad_line_costs_no_good_row(tmp_path: Path, position: int, junk: bytes, kind: str) -> None:
     """Whatever stands in one line (no line break), all other rows are read."""

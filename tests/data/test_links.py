@@ -105,7 +105,7 @@ def test_chains_of_copies_become_one_component(tmp_path: Path) -> None:
     assert jaccard(texts[0], texts[-1]) < 0.8
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
 def test_merge_finds_components(pairs: list[tuple[int, int]]) -> None:
     labels = np.arange(20)

@@ -18,7 +18,7 @@ from app.model.varlen_attention import register_varlen_attention
 from conftest import TinyCheckpoint
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 64), max_size=60), st.integers(64, 80))
 def test_every_sample_lies_in_one_row_and_none_is_too_long(lengths: list[int], capacity: int) -> None:
     bins = best_fit_decreasing(lengths, capacity)
@@ -41,7 +41,7 @@ def best_fit_by_search(lengths: list[int], capacity: int) -> list[int]:
     return sorted(rooms)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 40), max_size=40))
 def test_it_is_best_fit_decreasing(lengths: list[int]) -> None:
     bins = best_fit_decreasing(lengths, 40)

@@ -14,7 +14,7 @@ from app.errors import DataError, ModelError, RunError
 from app.families import Family, get_family
 from support.conversations import check_encoding, conversations
 
-thorough = settings(max_examples=50, deadline=None, derandomize=True)
+thorough = settings(max_examples=50, derandomize=True)
 
 
 @thorough
@@ -40,7 +40,7 @@ def test_the_jinja_template_gives_the_same_text_ids_and_mask(
     assert applied["assistant_masks"] == [int(flag) for flag in encoding.trained]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(data=st.data(), messages=conversations())
 def test_a_control_token_in_a_message_is_refused(
     data: st.DataObject, messages: tuple[Message, ...], tokenizer: PreTrainedTokenizerFast, family: Family

@@ -119,7 +119,7 @@ def test_holm_lies_between_nothing_and_bonferroni(values: list[float]) -> None:
         assert p <= corrected <= min(1.0, p * len(values)) + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(0, 10**6))
 def test_resampling_is_fixed_by_its_seed_and_draws_as_many_as_there_are(size: int, seed: int) -> None:
     ones = np.ones((size, 1))

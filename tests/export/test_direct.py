@@ -36,7 +36,7 @@ def test_a_file_larger_than_the_buffer(kind: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b"kept" + content
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     kept=st.integers(0, 9000),
     parts=st.lists(st.tuples(st.integers(0, 9000), st.booleans()), max_size=6),

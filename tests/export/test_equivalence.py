@@ -59,7 +59,7 @@ def measured(reference: np.ndarray, candidate: np.ndarray, folder: Path) -> Dist
     return compare(Table(candidate), [evidence], SAMPLES, stops=[0], advance=lambda: None)[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), size=st.floats(0, 30))
 def test_distances_are_torchs(seed: int, size: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     random = np.random.default_rng(seed)

@@ -31,7 +31,7 @@ def nothing(amount: int) -> None:
     pass
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(header=st.binary(min_size=1, max_size=40), contents=st.lists(st.binary(min_size=1, max_size=70), max_size=6))
 def test_the_parts_follow_one_another(
     header: bytes, contents: list[bytes], tmp_path_factory: pytest.TempPathFactory

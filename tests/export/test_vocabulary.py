@@ -115,7 +115,7 @@ def test_more_tokens_than_rows_are_refused(tiny: TinyCheckpoint) -> None:
         read_vocabulary(tokenizer, get_family("llama3"), size=len(tokenizer) - 5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(min_value=1, max_value=800), st.integers(min_value=0, max_value=9))
 def test_nasty_strings_are_as_many_as_asked_for_and_all_different(count: int, seed: int) -> None:
     strings = nasty_strings(count, seed=seed)

@@ -34,7 +34,7 @@ def published(request: pytest.FixtureRequest) -> tuple[PreTrainedTokenizerFast, 
     return real_tokenizer(family.name), family
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(messages=conversations())
 def test_the_answers_and_their_ends_are_trained_and_nothing_else(
     messages: tuple[Message, ...], published: tuple[PreTrainedTokenizerFast, Family]

@@ -50,7 +50,7 @@ def test_all_values_out_of_range_are_named_at_once() -> None:
     assert all(name in fault.value.what for name in ("temperature", "top_p", "seed"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     vocabulary=st.sampled_from([3, 50, 1500, 5000]),
@@ -78,7 +78,7 @@ def test_the_distribution_is_that_of_transformers(
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), penalty=st.floats(0.5, 2.0), history=st.lists(st.integers(0, 39), min_size=1))
 def test_the_repetition_penalty_is_that_of_transformers(seed: int, penalty: float, history: list[int]) -> None:
     scores = torch.randn(40, generator=torch.Generator().manual_seed(seed))

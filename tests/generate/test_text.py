@@ -40,7 +40,7 @@ def pieces(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["smollm2", "mistral"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS)
 def test_pieces_are_whole_characters_and_together_the_text(
     tokenizer_of: "Callable[[str], PreTrainedTokenizerFast]", name: str, text: str
@@ -54,7 +54,7 @@ def test_pieces_are_whole_characters_and_together_the_text(
 
 
 @pytest.mark.parametrize("name", ["smollm2", "mistral"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=TEXTS, stop=st.lists(st.text(alphabet=st.sampled_from("ab \n.é漢"), min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string_wherever_tokens_begin(
     tokenizer_of: "Callable[[str], PreTrainedTokenizerFast]", name: str, text: str, stop: list[str]

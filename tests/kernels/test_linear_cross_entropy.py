@@ -18,7 +18,7 @@ def inputs(rows: int, width: int, words: int, seed: int) -> tuple[torch.Tensor, 
     return hidden, weight, targets
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 33),
     width=st.integers(1, 40),
@@ -40,7 +40,7 @@ def test_loss_and_gradient_equal_float64(rows: int, width: int, words: int, chun
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 33),
     width=st.integers(1, 40),

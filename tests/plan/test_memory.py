@@ -104,7 +104,7 @@ def test_shapes_stand_for_a_live_fast_layer(family: Family, tiny: TinyCheckpoint
         assert [p.shape for p in ours.parameters] == [p.shape for p in layer.parameters]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from([name for name in all_families() if name != "smollm2"]),
     kernels=st.sampled_from(["bf16", "fp8", "auto"]),

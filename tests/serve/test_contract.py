@@ -58,7 +58,6 @@ def test_every_answer_is_in_the_document(document: Any, method: str, path: str, 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
         max_examples=25,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],
