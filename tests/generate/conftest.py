@@ -1,11 +1,12 @@
 """Tiny models and questions for the generation tests."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.generate.sampling import Sampling
 from app.generate.session import Session
@@ -24,6 +25,15 @@ def open_tiny(tiny: Callable[[str], Path]) -> OpenTiny:
         return open_float32(tiny(family_name), family_name, alpha=16, **window)
 
     return opened
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Computes with so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def questions(count: int) -> tuple[list[list[int]], list[Sampling]]:

@@ -102,6 +102,7 @@ def test_embeddings_may_lie_elsewhere_than_the_layers(tiny: Callable[[str], Path
     assert torch.equal(forward([row]), expected)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="not the CPU kernels this is true of")
 def test_in_bfloat16_scores_are_bit_equal_in_any_batch_and_chunk(tiny: Callable[[str], Path]) -> None:
     session = open_tuned(tiny("smollm2"), "smollm2", alpha=16, dtype=torch.bfloat16)

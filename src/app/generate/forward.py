@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+# Attention gets keys in blocks of these. In bfloat16 on CPUs, torch's sums over a block that is not whole come in
+# another order, and a prompt read in pieces had other scores than one read whole (AVX512-BF16, 2026-11).
+_KEYS = 16
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -161,7 +165,8 @@ class Forward:
             scores of the rows one after the other. # [sum of scored, V]
         """
         width = max(len(row.ids) for row in rows)
-        length = max(row.start + len(row.ids) for row in rows)
+        longest = max(row.start + len(row.ids) for row in rows)
+        length = min(self.context, -(-longest // _KEYS) * _KEYS)
         ids = [[*row.ids, *[0] * (width - len(row.ids))] for row in rows]
         places = [
             [*range(row.start, row.start + len(row.ids)), *[self.context] * (width - len(row.ids))] for row in rows
