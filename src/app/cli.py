@@ -189,9 +189,8 @@ class AppCLI(LightningCLI):
         run.logs.mkdir(parents=True, exist_ok=True)
         loggers: list[Logger] = [Curves(run.logs)]
         if wandb != "off":
-            loggers.append(
-                WandbLogger(name=run.path.name, save_dir=run.logs, project="app", offline=wandb == "offline")
-            )
+            # Not by Lightning's `offline`, which is an environment variable: read once, and in force for ever after.
+            loggers.append(WandbLogger(name=run.path.name, save_dir=run.logs, project="app", mode=wandb))
             self._held.push(finish_wandb)
         return loggers
 
