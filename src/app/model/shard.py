@@ -2,7 +2,7 @@
 
 Each decoder layer is a unit of ``torch.distributed.fsdp.fully_shard``: every GPU keeps its share of the packed weights,
 all of them gather a layer before they compute with it, forward and backward, and drop it afterwards. Adapters are left
-out: they are small, every GPU has them whole, and DDP averages their gradients as it does without shards. So what is
+out: they are small, every GPU has them whole, and their gradients are added up as they are without shards. So what is
 saved, resumed and reduced is the same as on any number of GPUs.
 """
 
