@@ -77,8 +77,9 @@ def _direct(layer: Any, name: str) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)  # [B * Q, D]
         count = rows.shape[0]
-        if x.device.type == "cpu":
-            rows = F.pad(rows, (0, 0, 0, -count % (_ROWS * torch.get_num_threads())))
+        missing = -count % (_ROWS * torch.get_num_threads()) if x.device.type == "cpu" else 0
+        if missing:  # padding by none copies the rows
+            rows = F.pad(rows, (0, 0, 0, missing))
         # In the adapter's own float32, as peft does; its sum with the base's product is rounded once, not twice.
         low = F.linear(rows.to(down.weight.dtype), down.weight)  # [B * Q, r]
         result: Tensor = base(x)

@@ -94,7 +94,10 @@ def _offloaded(sizes: LayerSizes, held: Sequence[set[Name]], available: int) -> 
         if _waiting(sizes, held, out) <= available:
             break
         before, having = out, [index for index, names in enumerate(held) if name in names]
-        for count in range(1, len(having) + 1):
+        # What stays has to fit even without what is on its way: fewer than this cannot do.
+        kept = sum(sizes.bytes[each] for saved, moved in zip(held, out, strict=True) for each in saved - moved)
+        least = min(-((available - kept) // sizes.bytes[name]), len(having))
+        for count in range(max(1, least), len(having) + 1):
             chosen = set(_spread(having, count))
             out = [names | {name} if index in chosen else names for index, names in enumerate(before)]
             if _waiting(sizes, held, out) <= available:
