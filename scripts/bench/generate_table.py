@@ -1,7 +1,7 @@
 """Generation of a 7B shape on one GPU beside its peers: every system in its own process, one table.
 
     python scripts/bench/generate.py --table                                # Mistral's shape, about two minutes
-    python scripts/bench/generate.py --table --unsloth-path /tmp/unsloth
+    python scripts/bench/generate.py --table --unsloth-path FOLDER
 
 Random weights in NF4 with double quantisation and a random adapter of rank 16 on all linear layers: speed does not
 depend on their values. Greedy, 128 tokens of prompt, stop tokens ignored. The processes load side by side and measure
