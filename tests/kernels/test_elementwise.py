@@ -9,7 +9,7 @@ from app.kernels.embedding import gather_rows
 from app.kernels.fp8 import Rows, quantise_rows
 from app.kernels.glu import glu, glu_backward, glu_reference
 from app.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_reference
-from app.kernels.rotary import rotate_
+from app.kernels.rotary import fused_gradient, rotate_
 from app.kernels.triton_support import INTERPRETED
 from kernels.conftest import error
 
@@ -86,6 +86,27 @@ def test_rotary(heads: int, head_dim: int, rotated: int, dtype: torch.dtype, dev
     assert error(after, whole.flatten(1)) < ROUNDING[dtype]
     rotate_(after, cos, sin, head_dim=head_dim, count=heads, inverse=True)
     assert error(after, before.double()) < 2 * ROUNDING[dtype], "the transpose of a rotation undoes it"
+
+
+@DTYPES
+@pytest.mark.parametrize(("queries", "keys", "head_dim", "rotated"), [(1, 1, 2, 2), (4, 2, 64, 64), (3, 1, 96, 48)])
+def test_gradient_of_the_fused_projection(
+    queries: int, keys: int, head_dim: int, rotated: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """As cuDNN gives them the gradients lie row by row, [rows, T, heads, head_dim], seen with heads first."""
+    angles = torch.cat([random(6, rotated // 2)] * 2, dim=1)
+    cos, sin = angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
+    parts = [
+        random(6, heads + 1, head_dim, seed=heads).to(dtype).to(device)[:, :heads] for heads in (queries, keys, keys)
+    ]
+    exact = torch.cat([part.flatten(1) for part in parts], dim=1).double()
+    rotate_(exact, cos.double(), sin.double(), head_dim=head_dim, count=queries + keys, inverse=True)
+    found = fused_gradient(*parts, cos, sin, fp8=True)
+    assert error(found.value, exact) < ROUNDING[dtype]
+    assert found.fp8 is not None and found.scale is not None
+    assert error(found.fp8.float() * found.scale, exact) < FP8_ERROR
+    plain = fused_gradient(*parts, cos, sin, fp8=False)
+    assert plain.fp8 is None and torch.equal(plain.value, found.value)
 
 
 def test_rows_in_fp8(device: torch.device) -> None:

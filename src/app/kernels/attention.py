@@ -85,8 +85,8 @@ def attention_backward(
     lse: torch.Tensor,
     heads: Heads,
     documents: Documents,
-) -> torch.Tensor:
-    """Gradient of the fused projection [T, (queries + 2 * keys) * head_dim]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v [T, heads, head_dim]; `app.kernels.rotary` puts them side by side."""
     q, k, v = heads.split(fused)
     grad = grad.unflatten(1, (-1, heads.head_dim))
     if not _use_flash(fused):
@@ -94,7 +94,7 @@ def attention_backward(
             leaf = fused.detach().requires_grad_()
             result = _reference(*heads.split(leaf), heads, documents)
         (leaf_grad,) = torch.autograd.grad(result, leaf, grad)
-        return leaf_grad
+        return heads.split(leaf_grad)
     # Dropout is 0, so the random state that the forward pass returned is never read.
     if _use_cudnn(heads, documents):
         rows = [_by_row(part, documents) for part in (grad, q, k, v, out.unflatten(1, (-1, heads.head_dim)))]
@@ -103,10 +103,11 @@ def attention_backward(
         grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             *rows, lse, unused, unused, None, None, None, length, length, 0.0, True
         )
-        return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in grads], dim=1)
+        of_q, of_k, of_v = (part.transpose(1, 2).flatten(0, 1) for part in grads)
+        return of_q, of_k, of_v
     left, right = heads._window
     state = torch.empty(2, dtype=torch.uint64, device=fused.device)
-    grads = torch.ops.aten._flash_attention_backward(
+    of_q, of_k, of_v = torch.ops.aten._flash_attention_backward(
         grad,
         q,
         k,
@@ -124,7 +125,7 @@ def attention_backward(
         window_size_left=left,
         window_size_right=right,
     )
-    return torch.cat([part.flatten(1) for part in grads], dim=1)
+    return of_q, of_k, of_v
 
 
 def has_flash(device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from app.kernels.fp8 import Rows, quantise_rows
 from app.kernels.frozen_linear import FrozenLinear
 from app.kernels.glu import Activation, glu, glu_backward
 from app.kernels.rms_norm import rms_norm, rms_norm_backward
-from app.kernels.rotary import rotate_
+from app.kernels.rotary import fused_gradient, rotate_
 from app.model.activation_store import ActivationStore
 
 TILE = 2048
@@ -165,11 +165,12 @@ class FastLayer:
         grad_out, output_grads = self._linear_backward(
             self.output, self._quantise(grad_middle), out, projected["output"]
         )
-        grad_fused = attention_backward(grad_out, fused, out, lse, self.heads, positions.documents)
+        grad_qkv = attention_backward(grad_out, fused, out, lse, self.heads, positions.documents)
         del grad_out, fused, out, lse, attended
-        self._rotate(grad_fused, positions, inverse=True)
+        grad_fused = fused_gradient(*grad_qkv, positions.cos, positions.sin, fp8=self.fp8)
+        del grad_qkv
         _, x = self.attention_norm(hidden, fp8=False)
-        grad_x, qkv_grads = self._linear_backward(self.qkv, self._quantise(grad_fused), x.value, projected["qkv"])
+        grad_x, qkv_grads = self._linear_backward(self.qkv, grad_fused, x.value, projected["qkv"])
         grads = [*qkv_grads, *output_grads, *gate_up_grads, *down_grads]
         return (self.attention_norm.backward(grad_x, hidden, grad_middle) if to_input else None), grads
 
@@ -234,12 +235,9 @@ class FastLayer:
 
     def _attend(self, fused: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotates query and key in place, then attends."""
-        self._rotate(fused, positions)
-        return attention(fused, self.heads, positions.documents)
-
-    def _rotate(self, fused: torch.Tensor, positions: Positions, *, inverse: bool = False) -> None:
         count = self.heads.queries + self.heads.keys
-        rotate_(fused, positions.cos, positions.sin, head_dim=self.heads.head_dim, count=count, inverse=inverse)
+        rotate_(fused, positions.cos, positions.sin, head_dim=self.heads.head_dim, count=count)
+        return attention(fused, self.heads, positions.documents)
 
     def _quantise(self, value: torch.Tensor) -> Rows:
         return quantise_rows(value) if self.fp8 else Rows(value=value)

@@ -100,4 +100,5 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         fused, out, lse = ctx.saved_tensors
-        return attention_backward(grad.contiguous(), fused, out, lse, ctx.heads, ctx.documents), None, None
+        parts = attention_backward(grad.contiguous(), fused, out, lse, ctx.heads, ctx.documents)
+        return torch.cat([part.flatten(1) for part in parts], dim=1), None, None
