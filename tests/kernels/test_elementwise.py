@@ -9,7 +9,7 @@ from app.kernels.embedding import gather_rows
 from app.kernels.fp8 import Rows, quantise_rows
 from app.kernels.glu import glu, glu_backward, glu_reference
 from app.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_reference
-from app.kernels.rotary import fused_gradient, rotate_
+from app.kernels.rotary import add_and_rotate_, fused_gradient, rotate_
 from app.kernels.triton_support import INTERPRETED
 from kernels.conftest import error
 
@@ -86,6 +86,26 @@ def test_rotary(heads: int, head_dim: int, rotated: int, dtype: torch.dtype, dev
     assert error(after, whole.flatten(1)) < ROUNDING[dtype]
     rotate_(after, cos, sin, head_dim=head_dim, count=heads, inverse=True)
     assert error(after, before.double()) < 2 * ROUNDING[dtype], "the transpose of a rotation undoes it"
+
+
+@DTYPES
+@pytest.mark.parametrize(("heads", "head_dim", "rotated", "rank"), [(2, 2, 2, 3), (5, 96, 96, 12), (3, 64, 32, 48)])
+def test_adapters_are_added_before_the_rotation(
+    heads: int, head_dim: int, rotated: int, rank: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    angles = torch.cat([random(70, rotated // 2)] * 2, dim=1)
+    cos, sin = angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)
+    before, projected, b = (
+        random(*shape, seed=seed).to(dtype).to(device)
+        for seed, shape in enumerate([(70, (heads + 2) * head_dim), (70, rank), ((heads + 2) * head_dim, rank)])
+    )
+    exact = (before.double() + projected.double() @ b.double().t()).cpu()
+    view = exact.unflatten(1, (heads + 2, head_dim))
+    first, second = view[:, :heads, :rotated].chunk(2, dim=-1)
+    c, s = cos.double().cpu()[:, None, : rotated // 2], sin.double().cpu()[:, None, : rotated // 2]
+    view[:, :heads, :rotated] = torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+    add_and_rotate_(before, (projected, b.t()), cos, sin, head_dim=head_dim, count=heads)
+    assert error(before, exact) < 2 * ROUNDING[dtype]
 
 
 @DTYPES

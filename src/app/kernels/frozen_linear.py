@@ -104,12 +104,24 @@ class FrozenLinear:
             lora: from `stack`.
             projected: the projection, where an earlier forward pass left it.
         """
-        if lora is not None and projected is None:
-            projected = torch.mm(x.value, lora.a.t())
-        low_rank = None if lora is None or projected is None else (projected, lora.b.t())
+        low_rank = self.low_rank(x, lora, projected)
         if weight.dtype == FP8:
-            return _sum(scaled_product(x, weight, self.row_scales, self.dtype), low_rank), projected
-        return _product(x.value, weight.t(), low_rank), projected
+            out = _sum(self.product(x, weight), low_rank)
+        else:
+            out = _product(x.value, weight.t(), low_rank)
+        return out, None if low_rank is None else low_rank[0]
+
+    def product(self, x: Rows, weight: torch.Tensor) -> torch.Tensor:
+        """Outputs [T, N] in FP8, of the frozen weight alone."""
+        return scaled_product(x, weight, self.row_scales, self.dtype)
+
+    def low_rank(
+        self, x: Rows, lora: StackedLora | None, projected: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What the adapters add, as two factors: the input's projection [T, R] and [R, N]; None without adapters."""
+        if lora is None:
+            return None
+        return torch.mm(x.value, lora.a.t()) if projected is None else projected, lora.b.t()
 
     def backward(
         self, grad: Rows, weight: torch.Tensor, lora: StackedLora | None

@@ -6,7 +6,41 @@ import torch
 
 from app.kernels.fp8 import Rows, quantise_rows_reference
 from app.kernels.nf4 import FP8
-from app.kernels.triton_support import jit, row_block, row_warps, tl, use_triton
+from app.kernels.triton_support import INTERPRETED, jit, row_block, tl, triton, use_triton
+
+TOKENS, GROUP = 32, 16
+"""Rows of a program that adds an adapter's product, and heads that one of the gradient holds at a time: 96 registers a
+thread at a width of 128, none spilled at 256 (Triton 3.6 for an H100, by cuobjdump)."""
+
+
+def add_and_rotate_(
+    heads: torch.Tensor,
+    low_rank: tuple[torch.Tensor, torch.Tensor],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    head_dim: int,
+    count: int,
+) -> None:
+    """Adds an adapter's product to a fused projection, then rotates its first ``count`` heads, in one pass over it.
+
+    Args:
+        heads: [T, N], changed in place.
+        low_rank: [T, R] and [R, N], whose product is added.
+        cos, sin, head_dim, count: as in `rotate_`.
+    """
+    projected, b = low_rank
+    if not use_triton(heads) or cos.shape[1] != head_dim:
+        heads.addmm_(projected, b)
+        rotate_(heads, cos, sin, head_dim=head_dim, count=count)
+        return
+    tokens, rank = projected.shape
+    _add_and_rotate_kernel[(triton.cdiv(tokens, TOKENS), heads.shape[1] // head_dim)](
+        heads, projected, b, b.stride(0), b.stride(1), cos, sin, tokens, rank, count, head_dim // 2,
+        heads.stride(0), cos.stride(0),
+        WIDE=INTERPRETED, TOKENS=TOKENS, RANK=max(16, row_block(rank)), HALF=max(16, row_block(head_dim // 2)),
+        num_warps=4,
+    )  # fmt: skip
 
 
 def rotate_(
@@ -43,6 +77,52 @@ def rotate_(
         HALF=row_block(half),
         num_warps=4,
     )
+
+
+@jit
+def _add_and_rotate_kernel(  # type: ignore[no-untyped-def]
+    heads,
+    projected,
+    b,
+    b_rank_stride,
+    b_stride,
+    cos,
+    sin,
+    tokens,
+    rank,
+    count,
+    half,
+    row_stride,
+    angle_stride,
+    WIDE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    RANK: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """A head of some rows a program. The sum is rounded before it is rotated, as two passes would."""
+    head = tl.program_id(1)
+    row = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
+    element, index = tl.arange(0, HALF)[None, :], tl.arange(0, RANK)
+    inside = (row < tokens) & (element < half)
+    dtype = heads.dtype.element_ty
+    p = tl.load(projected + row * rank + index[None, :], mask=(row < tokens) & (index < rank)[None, :], other=0.0)
+    b += index[:, None] * b_rank_stride + (head * 2 * half + element) * b_stride
+    b_mask = (index < rank)[:, None] & (element < half)
+    place = heads + row * row_stride + head * 2 * half + element
+    first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(place + half, mask=inside, other=0.0).to(tl.float32)
+    of_first = tl.load(b, mask=b_mask, other=0.0)
+    of_second = tl.load(b + half * b_stride, mask=b_mask, other=0.0)
+    if WIDE:  # Triton's interpreter multiplies bfloat16's bits as if they were integers
+        p, of_first, of_second = p.to(tl.float32), of_first.to(tl.float32), of_second.to(tl.float32)
+    first += tl.dot(p, of_first, input_precision="ieee")
+    second += tl.dot(p, of_second, input_precision="ieee")
+    first, second = first.to(dtype).to(tl.float32), second.to(dtype).to(tl.float32)
+    turned = inside & (head < count)
+    c = tl.load(cos + row * angle_stride + element, mask=turned, other=1.0).to(tl.float32)
+    s = tl.load(sin + row * angle_stride + element, mask=turned, other=0.0).to(tl.float32)
+    tl.store(place, (first * c - second * s).to(dtype), mask=inside)
+    tl.store(place + half, (second * c + first * s).to(dtype), mask=inside)
 
 
 @jit
@@ -101,9 +181,9 @@ def fused_gradient(
         assert of_q.stride(2) == of_k.stride(2) == of_v.stride(2) == 1
         _fused_gradient_kernel[(tokens,)](
             of_q, of_k, of_v, of_q.stride(0), of_q.stride(1), of_k.stride(0), of_k.stride(1), of_v.stride(0),
-            of_v.stride(1), of_q.shape[1], of_k.shape[1], of_v.shape[1], cos, sin, cos.stride(0), cos.shape[1] // 2,
+            of_v.stride(1), of_q.shape[1], of_k.shape[1], cos, sin, cos.stride(0), cos.shape[1] // 2,
             head_dim, out, quantised, scale,
-            QUANTISE=fp8, HEADS=row_block(width // head_dim), DIM=row_block(head_dim), num_warps=row_warps(width),
+            QUANTISE=fp8, HEADS=width // head_dim, GROUP=GROUP, DIM=row_block(head_dim), num_warps=4,
         )  # fmt: skip
     elif quantised is not None and scale is not None:
         quantise_rows_reference(out.float(), quantised, scale)
@@ -123,7 +203,6 @@ def _fused_gradient_kernel(  # type: ignore[no-untyped-def]
     v_head,
     queries,
     keys,
-    values,
     cos,
     sin,
     angle_stride,
@@ -134,30 +213,40 @@ def _fused_gradient_kernel(  # type: ignore[no-untyped-def]
     scale,
     QUANTISE: tl.constexpr,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
     DIM: tl.constexpr,
 ):
-    """A row a program. An element's partner in the rotation is loaded a second time, from the cache."""
+    """A row a program, some heads at a time. An element's partner in the rotation is loaded again, from the cache."""
     row = tl.program_id(0).to(tl.int64)
-    head, element = tl.arange(0, HEADS)[:, None], tl.arange(0, DIM)[None, :]
-    inside = (head < queries + keys + values) & (element < head_dim)
-    turned = (head < queries + keys) & (element < 2 * half)
-    partner = tl.where(element < half, element + half, element - half)
     of_q, of_k, of_v = of_q + row * q_row, of_k + row * k_row, of_v + row * v_row
-    in_q, in_k, in_v = head < queries, (head >= queries) & (head < queries + keys), head >= queries + keys
-    q_place, k_place, v_place = head * q_head, (head - queries) * k_head, (head - queries - keys) * v_head
-    x = tl.load(of_q + q_place + element, mask=inside & in_q, other=0.0).to(tl.float32)
-    x += tl.load(of_k + k_place + element, mask=inside & in_k, other=0.0).to(tl.float32)
-    x += tl.load(of_v + v_place + element, mask=inside & in_v, other=0.0).to(tl.float32)
-    y = tl.load(of_q + q_place + partner, mask=turned & in_q, other=0.0).to(tl.float32)
-    y += tl.load(of_k + k_place + partner, mask=turned & in_k, other=0.0).to(tl.float32)
-    angle = row * angle_stride + element + 0 * head
-    c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)
-    x = (x * c + tl.where(element < half, y, -y) * s).to(out.dtype.element_ty)
-    place = row * (queries + keys + values) * head_dim + head * head_dim + element
-    tl.store(out + place, x, mask=inside)
+    cos, sin = cos + row * angle_stride, sin + row * angle_stride
+    out += row * HEADS * head_dim
+    element = tl.arange(0, DIM)[None, :]
+    partner = tl.where(element < half, element + half, element - half)
+    largest = tl.zeros((GROUP, DIM), tl.float32)
+    for start in range(0, HEADS, GROUP):
+        head = start + tl.arange(0, GROUP)[:, None]
+        inside = (head < HEADS) & (element < head_dim)
+        turned = (head < queries + keys) & (element < 2 * half)
+        in_q, in_k, in_v = head < queries, (head >= queries) & (head < queries + keys), head >= queries + keys
+        q_place, k_place, v_place = head * q_head, (head - queries) * k_head, (head - queries - keys) * v_head
+        x = tl.load(of_q + q_place + element, mask=inside & in_q, other=0.0).to(tl.float32)
+        x += tl.load(of_k + k_place + element, mask=inside & in_k, other=0.0).to(tl.float32)
+        x += tl.load(of_v + v_place + element, mask=inside & in_v, other=0.0).to(tl.float32)
+        y = tl.load(of_q + q_place + partner, mask=turned & in_q, other=0.0).to(tl.float32)
+        y += tl.load(of_k + k_place + partner, mask=turned & in_k, other=0.0).to(tl.float32)
+        c = tl.load(cos + element + 0 * head, mask=turned, other=1.0).to(tl.float32)
+        s = tl.load(sin + element + 0 * head, mask=turned, other=0.0).to(tl.float32)
+        x = (x * c + tl.where(element < half, y, -y) * s).to(out.dtype.element_ty)
+        tl.store(out + head * head_dim + element, x, mask=inside)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
     if QUANTISE:
-        x = x.to(tl.float32)
-        row_scale = tl.maximum(tl.max(tl.max(tl.abs(x), axis=1), axis=0), 1e-30) / 448.0
+        tl.debug_barrier()
+        row_scale = tl.maximum(tl.max(tl.max(largest, axis=1), axis=0), 1e-30) / 448.0
         tl.store(scale + row, row_scale)
-        tl.store(quantised + place, (x / row_scale).to(quantised.dtype.element_ty), mask=inside)
+        quantised += row * HEADS * head_dim
+        for start in range(0, HEADS, GROUP):
+            head = start + tl.arange(0, GROUP)[:, None]
+            inside = (head < HEADS) & (element < head_dim)
+            x = tl.load(out + head * head_dim + element, mask=inside, other=0.0).to(tl.float32)
+            tl.store(quantised + head * head_dim + element, (x / row_scale).to(quantised.dtype.element_ty), mask=inside)

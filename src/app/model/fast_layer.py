@@ -18,7 +18,7 @@ from app.kernels.fp8 import Rows, quantise_rows
 from app.kernels.frozen_linear import FrozenLinear
 from app.kernels.glu import Activation, glu, glu_backward
 from app.kernels.rms_norm import rms_norm, rms_norm_backward
-from app.kernels.rotary import fused_gradient, rotate_
+from app.kernels.rotary import add_and_rotate_, fused_gradient, rotate_
 from app.model.activation_store import ActivationStore
 
 TILE = 2048
@@ -105,8 +105,8 @@ class FastLayer:
         fp8 = self.fp8 and save
         projected: dict[str, torch.Tensor | None] = {}
         _, x = self.attention_norm(hidden, fp8=fp8)
-        fused, projected["qkv"] = self._project(self.qkv, x)
-        out, lse = self._attend(fused, positions)
+        fused, projected["qkv"] = self._rotated(x, positions)
+        out, lse = attention(fused, self.heads, positions.documents)
         added, projected["output"] = self._project(self.output, quantise_rows(out) if fp8 else Rows(value=out))
         if save:
             self.store.save(self.index, "hidden", hidden)
@@ -149,8 +149,8 @@ class FastLayer:
         attended = self.store.load(self.index, "attention")
         if attended is None:
             _, x = self.attention_norm(hidden, fp8=self.fp8)
-            fused, _ = self._project(self.qkv, x, projected["qkv"])
-            attended = fused, *self._attend(fused, positions)
+            fused, _ = self._rotated(x, positions, projected["qkv"])
+            attended = fused, *attention(fused, self.heads, positions.documents)
             del x
         fused, out, lse = attended
         saved = self.store.load(self.index, "middle")
@@ -233,11 +233,21 @@ class FastLayer:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return linear.forward(x, linear.decode(fp8=x.fp8 is not None), linear.stack(), projected)
 
-    def _attend(self, fused: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotates query and key in place, then attends."""
-        count = self.heads.queries + self.heads.keys
-        rotate_(fused, positions.cos, positions.sin, head_dim=self.heads.head_dim, count=count)
-        return attention(fused, self.heads, positions.documents)
+    def _rotated(
+        self, x: Rows, positions: Positions, projected: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Query, key and value of the normed input, the former two rotated, and its projection by the adapters."""
+        angles, count = (positions.cos, positions.sin), self.heads.queries + self.heads.keys
+        lora = self.qkv.stack()
+        if x.fp8 is None or lora is None:
+            fused, projected = self.qkv.forward(x, self.qkv.decode(fp8=x.fp8 is not None), lora, projected)
+            rotate_(fused, *angles, head_dim=self.heads.head_dim, count=count)
+            return fused, projected
+        # FP8 products cannot be added to anything: the adapters' come in the pass that rotates.
+        fused, low_rank = self.qkv.product(x, self.qkv.decode(fp8=True)), self.qkv.low_rank(x, lora, projected)
+        assert low_rank is not None
+        add_and_rotate_(fused, low_rank, *angles, head_dim=self.heads.head_dim, count=count)
+        return fused, low_rank[0]
 
     def _quantise(self, value: torch.Tensor) -> Rows:
         return quantise_rows(value) if self.fp8 else Rows(value=value)
