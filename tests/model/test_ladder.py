@@ -97,12 +97,29 @@ def test_window_that_runs_out_of_memory_is_run_again_from_its_start() -> None:
     assert layer.weight.grad == 6
 
 
-@given(rows=st.integers(1, 9), piece=st.none() | st.integers(1, 9), length=st.none() | st.integers(1, 7))
-def test_pieces_are_the_batch(rows: int, piece: int | None, length: int | None) -> None:
+@given(rows=st.integers(1, 9), piece=st.none() | st.integers(1, 9))
+def test_pieces_are_the_batch(rows: int, piece: int | None) -> None:
     ids = torch.arange(rows * 5).view(rows, 5)
-    parts = list(pieces({"input_ids": ids, "trained": ids.bool()}, rows=piece, length=length))
-    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids[:, :length])
+    parts = list(pieces({"input_ids": ids, "trained": ids.bool()}, rows=piece, length=None))
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), ids)
     assert all(part["input_ids"].shape[0] <= (piece or rows) for part in parts)
+
+
+@given(
+    trained=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=4),
+    length=st.integers(1, 9),
+    packed=st.booleans(),
+)
+def test_cut_rows_keep_what_is_trained_last_and_packed_ones_their_first_documents(
+    trained: list[list[bool]], length: int, packed: bool
+) -> None:
+    ids = torch.arange(len(trained) * 7).view(-1, 7)
+    batch = {"input_ids": ids, "trained": torch.tensor(trained)} | ({"position_ids": ids % 7} if packed else {})
+    cut = torch.cat([part["input_ids"] for part in pieces(batch, rows=1, length=length)])  # type: ignore[arg-type]
+    for row, (kept, marks) in enumerate(zip(cut.tolist(), trained, strict=True)):
+        last = max((at for at, mark in enumerate(marks) if mark), default=0)
+        end = length if packed else max(length, last + 1)
+        assert kept == ids[row].tolist()[max(0, end - length) : end]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +194,7 @@ def test_memory_that_runs_out_in_the_middle_of_training(
     assert (steps, len(changes)) == ([0, 2, 2], 3)
     assert changes[0] == "training takes 2 of 4 rows at a time"
     assert changes[1] == "evaluation takes 1 of 2 rows at a time"  # never more than training
-    assert changes[2].startswith("rows are CUT at 99 tokens")
+    assert changes[2].startswith("rows are CUT to 99 tokens")
     assert numbers["steps"] == plenty["steps"]
 
 
@@ -191,7 +208,7 @@ def test_every_rung_runs(tiny: TinyCheckpoint, csv: Path, tmp_path: Path) -> Non
         "training takes 2 of 4 rows at a time",
         "training takes 1 of 2 rows at a time",
         "each layer is recomputed in the backward pass",
-        "rows are CUT at 110 tokens",
+        "rows are CUT to 110 tokens",
     ]
     assert numbers["steps"] == 1 and numbers["train_loss"] > 0
 

@@ -73,7 +73,7 @@ class FastStep:
         self._device = parameters[0].device
         if self._device.type == "cuda":
             offload_embeddings(causal_lm)
-        self._graph = StepGraph(self._loss, parameters)
+        self._begin()
         self._planned = (0, 0)
 
     def __call__(self, batch: "Batch", *, step: int) -> tuple[Tensor, Tensor]:
@@ -97,10 +97,13 @@ class FastStep:
         """Gives the step's memory to what comes between two steps."""
         self._graph.release()
 
-    def _plan(self, rows: int, length: int) -> None:
-        # A graph of smaller shapes gives its memory back before what is in use is counted, and so does a failed pass.
-        self._graph = StepGraph(self._loss, self._parameters)
+    def _begin(self) -> None:
+        """A new graph. First a failed pass gives its memory back: what it had saved stood in the way of all further tries."""
         self._acceleration.store.begin()
+        self._graph = StepGraph(self._loss, self._parameters)
+
+    def _plan(self, rows: int, length: int) -> None:
+        self._begin()  # a graph of smaller shapes gives its memory back before what is in use is counted
         plans = fit_to_budget(
             self._causal_lm,
             self._acceleration,

@@ -24,7 +24,7 @@ class MemorySettings:
         offload: what the backward pass needs waits in CPU memory.
         tighter: how often the fast kernels' budget was lowered by a tenth; they recompute and offload to keep it.
         evaluation_rows: that go through the model together in evaluation; None is as many as in training.
-        length: tokens at which rows are cut; None is nowhere.
+        length: tokens to which rows are cut; None is not at all.
     """
 
     rows: int | None = None
@@ -81,7 +81,8 @@ def next_rung(
         return replace(settings, offload=True), "what the backward pass needs waits in CPU memory"
     if shortest is not None and length > shortest:
         cut = max(shortest, 3 * length // 4)
-        return replace(settings, length=cut), f"rows are CUT at {cut} tokens: what is beyond is left out"
+        change = f"rows are CUT to {cut} tokens: longer ones lose their beginning, packed ones their end"
+        return replace(settings, length=cut), change
     return None
 
 

@@ -19,12 +19,27 @@ BY_ROW = ("input_ids", "trained", "attention_mask", "position_ids")
 
 
 def pieces(batch: "Batch", *, rows: int | None, length: int | None) -> "Iterator[Batch]":
-    """The batch in pieces of at most ``rows`` rows, cut at ``length`` tokens; None leaves either as it is."""
+    """The batch in pieces of at most ``rows`` rows, cut to ``length`` tokens; None leaves either as it is."""
     tensors = {name: value for name, value in batch.items() if name in BY_ROW and isinstance(value, Tensor)}
-    count = batch["input_ids"].shape[0]
+    count, longest = batch["input_ids"].shape
+    if length is not None and length < longest:
+        tensors = _cut(tensors, length)
     for start in range(0, count, rows or count):
         part = slice(start, start + (rows or count))
-        yield cast("Batch", {name: value[part, :length] for name, value in tensors.items()})
+        yield cast("Batch", {name: value[part] for name, value in tensors.items()})
+
+
+def _cut(tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """Packed rows lose their last documents. Others lose their beginning, since the answer, which is trained, ends them.
+
+    Cut at the end, rows of long questions had no trained token left: steps were empty, and a validation loss was NaN.
+    """
+    if "position_ids" in tensors:
+        return {name: value[:, :length] for name, value in tensors.items()}
+    columns = torch.arange(tensors["trained"].shape[1], device=tensors["trained"].device)
+    end = (tensors["trained"] * (columns + 1)).amax(1, keepdim=True)  # after the last trained token # [B, 1]
+    kept = (end - length).clamp(min=0) + columns[:length]
+    return {name: value.gather(1, kept) for name, value in tensors.items()}
 
 
 def release_memory(device: torch.device) -> None:
