@@ -275,11 +275,11 @@ def run_all(args: argparse.Namespace) -> None:
     finally:
         print(table(sorted(results, key=lambda row: list(SYSTEMS).index(row["system"]))), flush=True)
     if args.table:
-        here = Path(__file__).parent
-        print("", optimizer_table(Apart(here / "optimizers.py").run([], args.timeout)), sep="\n", flush=True)
-        loads = Apart(here / "load.py").run([args.load], args.timeout)
+        optimizers, loads = (Apart(Path(__file__).with_name(name)) for name in ("optimizers.py", "load.py"))
+        print("", optimizer_table(optimizers.run([], args.timeout)), sep="\n", flush=True)
+        loaded = loads.run([args.load], args.timeout)
         unsloth = [{"what": "Unsloth, from 4 bits", "seconds": r["load_s"]} for r in results if r.get("load_s")]
-        print("", load_table([*unsloth[:1], *loads] if isinstance(loads, list) else loads), sep="\n")
+        print("", load_table([*unsloth[:1], *loaded] if isinstance(loaded, list) else loaded), sep="\n")
 
 
 def measure_all(args: argparse.Namespace, scratch: Path, results: list[dict[str, Any]]) -> None:
