@@ -98,7 +98,7 @@ class FastStep:
         self._graph.release()
 
     def _begin(self) -> None:
-        """A new graph. First a failed pass gives its memory back: what it had saved stood in the way of all further tries."""
+        """A new graph; first a failed pass gives its memory back, which would stand in the way of all further tries."""
         self._acceleration.store.begin()
         self._graph = StepGraph(self._loss, self._parameters)
 

@@ -30,7 +30,7 @@ def pieces(batch: "Batch", *, rows: int | None, length: int | None) -> "Iterator
 
 
 def _cut(tensors: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-    """Packed rows lose their last documents. Others lose their beginning, since the answer, which is trained, ends them.
+    """Packed rows lose their last documents. Others lose their beginning: the answer, which is trained, ends them.
 
     Cut at the end, rows of long questions had no trained token left: steps were empty, and a validation loss was NaN.
     """
