@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
         "--queue", type=int, default=16, help="less than the concurrency: some are refused and ask again"
     )
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--growth", type=float, default=64, help="MiB that memory may grow after the first tenth")
+    parser.add_argument("--growth", type=float, default=32, help="MiB that memory may grow after the first tenth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--loose", action="store_true", help="near ties may fall otherwise in a batch (GPUs, 16 bits)")
     parser.add_argument("--start", type=float, default=900, help="seconds the server may take to be ready")

@@ -56,6 +56,24 @@ def test_it_listens_on_loopback_only(process: tuple[str, "subprocess.Popen[str]"
     assert set(listening) == {"127.0.0.1"}
 
 
+def test_requests_leave_no_memory_behind(process: tuple[str, "subprocess.Popen[str]", Path]) -> None:
+    """Refused ones, which are quick: BentoML's timers kept each for minutes (see `app.serve.timers`)."""
+    import psutil
+
+    worker = max(psutil.Process(process[1].pid).children(), key=lambda child: child.memory_info().rss)
+    with httpx.Client(base_url=process[0], timeout=60) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+
+        def refused(count: int) -> float:
+            """The worker's MiB after that many."""
+            for _ in range(count):
+                assert client.post("/generate", json={"prompt": "Hi", "colour": "red"}).status_code == 400
+            return float(worker.memory_info().rss / 2**20)
+
+        before = refused(500)
+        assert refused(3000) - before < 6  # 16 with the timers, 0.04 without
+
+
 @pytest.fixture
 def two_slots(runs: dict[str, Path], home: dict[str, str]) -> Iterator[tuple[str, "subprocess.Popen[str]", Path]]:
     """A ready server for the one test that ends it; settings come by both ways, `--arg` and the environment."""

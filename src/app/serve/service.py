@@ -22,7 +22,8 @@ from app.serve.settings import Settings, read_settings
 LOOPBACK = "127.0.0.1"
 
 _MARGIN_S = 60.0
-"""Seconds by which BentoML's own timeout, which knows nothing of the error shape, lies behind the server's."""
+"""Seconds by which BentoML's own timeout, which knows nothing of the error shape, lies behind the server's. BentoML
+takes no value for none; `app.serve.timers` takes it out of the worker."""
 
 _CACHES = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """torch keeps 1,024 compiled products on a CPU, one for each shape, and a server meets new shapes all day: it grew by
@@ -89,7 +90,9 @@ class ModelServer:
         from app.serve.application import create_app
         from app.serve.assemble import assemble
         from app.serve.logs import configure_logs
+        from app.serve.timers import without_bentoml_timers
 
+        without_bentoml_timers()
         settings = served_settings()
         configure_logs(settings.log_level)
         self._server = assemble(settings, stored=stored)
