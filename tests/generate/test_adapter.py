@@ -48,3 +48,17 @@ def test_other_kinds_of_lora_give_what_peft_gives(tiny: "Callable[[str], Path]",
         expected = model(input_ids=IDS).logits
         with lean.active():
             torch.testing.assert_close(model(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_input_that_changes_between_passes_is_seen(tiny: "Callable[[str], Path]") -> None:
+    """Within a pass layers that take the same tensor share its conversion."""
+    model = open_float32(tiny("llama3"), "llama3", alpha=16).model
+    lean = LeanAdapter(model)
+    layer = model.get_base_model().get_decoder().layers[0].mlp.gate_proj
+    x = torch.randn(1, 3, layer.in_features)
+    with torch.inference_mode():
+        for _ in range(2):
+            expected = layer(x)
+            with lean.active():
+                torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+            x.mul_(-2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.generate.adapter import LeanAdapter
+from app.generate.attention import grouped_attention, register_grouped_attention
 from app.generate.cache import CacheBits, SlotCache, plan_context
 from app.generate.decoder import Decoder
 from app.generate.sampling import Sampling, choose
@@ -94,6 +95,7 @@ class Forward:
         self.cache = SlotCache(config, slots=slots, context=self.context, bits=bits, **where)
         self._window: int | None = getattr(config, "sliding_window", None)
         self._adapter = LeanAdapter(self._model)
+        register_grouped_attention()
         self._slots = slots
         self._steps: Steps | None = None
         self._prepared: tuple[str, ...] | None = None
@@ -176,7 +178,7 @@ class Forward:
         wanted = [[*range(len(row.ids) - row.scored, len(row.ids))] for row in rows]
         # The head is the largest matrix of a small model: it runs only where some row needs scores.
         columns = sorted({column for row in wanted for column in row}) or [0]
-        with self._adapter.active():
+        with self._adapter.active(), grouped_attention(self._model.config):
             logits = self._model(
                 input_ids=torch.tensor(ids, device=self._device),
                 attention_mask=self._mask(positions, length),
