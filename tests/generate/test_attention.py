@@ -8,7 +8,7 @@ import torch
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from app.families import Family
-from app.generate.attention import _attend, grouped_attention, register_grouped_attention
+from app.generate.attention import NAME, _attend, attention_instead, register_grouped_attention
 from support.opening import open_plain
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def test_a_model_has_it_within_and_its_own_before_and_after(tiny: "Callable[[str
     mask = torch.zeros(1, 1, 20, 20).masked_fill_(torch.ones(20, 20).triu(1).bool(), torch.finfo(torch.float32).min)
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).logits
-        with pytest.raises(ZeroDivisionError), grouped_attention(model.config):
+        with pytest.raises(ZeroDivisionError), attention_instead(model.config, of="eager", name=NAME):
             torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, expected)
             _ = 1 / 0
         model(input_ids=ids, attention_mask=mask)
     model.set_attn_implementation("sdpa")
-    with torch.inference_mode(), grouped_attention(model.config):
+    with torch.inference_mode(), attention_instead(model.config, of="eager", name=NAME):
         model(input_ids=ids, attention_mask=mask)
     assert seen == ["eager", "grouped", "eager", "sdpa"]

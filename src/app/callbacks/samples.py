@@ -1,7 +1,6 @@
 """Answers to fixed questions, written by the model while it is in training."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from app.data.records import prompt
 from app.data.tokenize import encode
 from app.errors import ConfigError, several
 from app.families import Family
+from app.generate.attention import attention_instead
 from app.generate.engine import Engine
 from app.generate.sampling import Sampling
 from app.generate.session import Session
@@ -93,21 +93,10 @@ def answer(
     context = max(len(each.ids) for each in asked) + max_tokens
     release_memory(module.device)  # what the evaluation has left counts as taken otherwise
     try:
-        with _masked_attention(module.causal_lm.config):
+        # What training attends with on a GPU knows no mask; generation needs one.
+        with attention_instead(module.causal_lm.config, of=VARLEN, name="sdpa"):
             engine = Engine(session, slots=len(asked), context=context, speculate=False, fast=False)
             sampling = Sampling(temperature=0.0, seed=0, max_tokens=max_tokens)
             return [each.text for each in engine.generate([each.ids for each in asked], sampling)]
     finally:
         release_memory(module.device)
-
-
-@contextmanager
-def _masked_attention(config: Any) -> Iterator[None]:
-    """What training attends with on a GPU knows no mask; generation needs one."""
-    before = config._attn_implementation
-    if before == VARLEN:
-        config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

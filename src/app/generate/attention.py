@@ -1,4 +1,4 @@
-"""Attention for generation on a CPU: transformers' eager one without its copies."""
+"""Which attention a model generates with: another than it was loaded with, and on a CPU one of our own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ NAME = "grouped"
 
 
 @contextmanager
-def grouped_attention(config: Any) -> Iterator[None]:
-    """Within it the model of that configuration attends by `_attend` where it would by eager attention."""
+def attention_instead(config: Any, *, of: str, name: str) -> Iterator[None]:
+    """Within it the model of that configuration attends by ``name`` where it would by ``of``."""
     before = config._attn_implementation
-    if before == "eager":
-        config._attn_implementation = NAME
+    if before == of:
+        config._attn_implementation = name
     try:
         yield
     finally:
@@ -33,7 +33,7 @@ def register_grouped_attention() -> None:
 def _attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Query heads that share a key head are rows of one product, where eager attention copies keys and values for each.
+    """transformers' eager attention without its copies: query heads that share a key head are rows of one product.
 
     Args:
         query: [B, H, Q, D].

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from app.generate.adapter import LeanAdapter
-from app.generate.attention import grouped_attention, register_grouped_attention
+from app.generate.attention import NAME, attention_instead, register_grouped_attention
 from app.generate.cache import CacheBits, SlotCache, plan_context
 from app.generate.decoder import Decoder
 from app.generate.sampling import Sampling, choose
@@ -178,7 +178,7 @@ class Forward:
         wanted = [[*range(len(row.ids) - row.scored, len(row.ids))] for row in rows]
         # The head is the largest matrix of a small model: it runs only where some row needs scores.
         columns = sorted({column for row in wanted for column in row}) or [0]
-        with self._adapter.active(), grouped_attention(self._model.config):
+        with self._adapter.active(), attention_instead(self._model.config, of="eager", name=NAME):
             logits = self._model(
                 input_ids=torch.tensor(ids, device=self._device),
                 attention_mask=self._mask(positions, length),
