@@ -16,8 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from app.kernels.decode_attention import _attend_kernel
 from app.kernels.decode_layer import _rotate_kernel
+from app.kernels.fp8 import _append_kernel
 from app.kernels.lora_stack import _stack_kernel
-from app.kernels.rotary import _add_and_rotate_kernel, _fused_gradient_kernel
+from app.kernels.rotary import _fused_gradient_kernel
 from app.kernels.softmax_loss import _softmax_loss_kernel
 
 def build(kernel, capability, types, **constants):
@@ -33,14 +34,17 @@ loss = {"logits": "*bf16", "targets": "*i64", "losses": "*fp32"}
 cache = dict.fromkeys(("slots", "positions"), "*i32") | dict.fromkeys(
     ("queries", "out", "keys", "cache_keys", "cache_values", "cos", "sin", "b"), "*bf16") | dict.fromkeys(
     ("key_scales", "value_scales", "sums", "most", "mass"), "*fp32") | {"scale": "fp32"}
-turned = dict.fromkeys(("heads", "projected", "b", "cos", "sin", "of_q", "of_k", "of_v", "out"), "*bf16")
+turned = dict.fromkeys(("cos", "sin", "of_q", "of_k", "of_v", "out"), "*bf16")
 for capability in (80, 89, 90):  # Ampere, Ada, Hopper
     build(_stack_kernel, capability, stack, RANK=64, ROWS=64, ELEMENTS=1024)
     build(_softmax_loss_kernel, capability, loss, WORDS=32000, GRADIENT=True, BLOCK=4096)
-    build(_add_and_rotate_kernel, capability, dict(turned), WIDE=False, TOKENS=32, RANK=64, HALF=64)
     quantised = {"quantised": "*u8" if capability < 89 else "*fp8e4nv", "scale": "*fp32"}
     build(_fused_gradient_kernel, capability, turned | quantised, QUANTISE=capability >= 89, HEADS=48,
         GROUP=16, DIM=128)
+    if capability >= 89:
+        behind = {"fp8": "*fp8e4nv", "factor": "*bf16", "scale": "*fp32"}
+        build(_append_kernel, capability, dict(behind), SPLIT=True, ROWS=16, COLUMNS=128)
+        build(_append_kernel, capability, dict(behind), SPLIT=False, ROWS=16, COLUMNS=512)
     build(_rotate_kernel, capability, cache | {"values": "*fp32"}, SEPARATE=True, INT8=False, SPLITS=1, RANK=16,
         ROWS=16, BLOCK=128)
     build(_attend_kernel, capability, cache | {"values": "*bf16"}, GROUP=4, GROUP_BLOCK=16, INT8=False, SPLITS=16,

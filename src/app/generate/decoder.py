@@ -206,7 +206,7 @@ class Decoder:
         added: Tensor | None = None
         for layer in self._layers:
             key_heads = layer.cache.keys.shape[1]
-            hidden, x = layer.attention_norm(hidden, fp8=False, added=added)
+            hidden, x = layer.attention_norm(hidden, added=added)
             fused = multiply(x.value, layer.qkv.weights)
             rotate_(fused, cos, sin, head_dim=self._head_dim, count=self._heads + key_heads)
             query, key, value = fused.unflatten(1, (-1, self._head_dim)).split((self._heads, key_heads, key_heads), 1)
@@ -214,11 +214,11 @@ class Decoder:
             attended = x.value.new_empty(ids.shape[0], self._heads * self._head_dim)
             cached_attention(query, layer.cache, slots, positions, attended, scale=layer.scale, window=self._window)
             added = multiply(attended, layer.output.weights)
-            hidden, x = layer.mlp_norm(hidden, fp8=False, added=added)
-            act, _ = glu(multiply(x.value, layer.gate_up.weights), layer.activation, fp8=False)
+            hidden, x = layer.mlp_norm(hidden, added=added)
+            act, _ = glu(multiply(x.value, layer.gate_up.weights), layer.activation)
             added = multiply(act.value, layer.down.weights)
         assert added is not None
-        normed = self._final_norm(hidden[-1:].contiguous(), fp8=False, added=added[-1:].contiguous())[1].value
+        normed = self._final_norm(hidden[-1:].contiguous(), added=added[-1:].contiguous())[1].value
         return _product(nn.functional.pad(normed, (0, 0, 0, ROWS - 1)), self._head)[0]
 
     def _factor(self, norm: Norm) -> Tensor:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from app.kernels.fp8 import Rows, dither, scaled_product
+from app.kernels.fp8 import LARGEST, Rows, append, dither, room_for, scaled_product
 from app.kernels.lora_stack import LoraPair, stack_adapters
-from app.kernels.nf4 import FP8, FP8_MAX, NF4Weight, dequantise, dequantise_fp8, dequantise_fp8_transposed
+from app.kernels.nf4 import FP8, NF4Weight, dequantise, dequantise_fp8, dequantise_fp8_transposed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +33,9 @@ class FrozenLinear:
         adapters: each member's adapter, or None.
         dtype: of activations and gradients.
         fp8: whether the products with the frozen weights run in FP8.
+
+    Attributes:
+        room: columns behind FP8 inputs and gradients for the adapters' part of the product (`app.kernels.fp8.append`).
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class FrozenLinear:
         self.rows = sum(weight.rows for weight in weights)
         self.columns = weights[0].columns
         self.rank = sum(adapter.a.shape[0] for adapter in adapters if adapter)
+        self.room = room_for(self.rank)
         self.parameters = [p for adapter in adapters if adapter for p in (adapter.a, adapter.b)]
         if fp8:
             # A block's largest weight is exactly its scale, because NF4 has the codes -1 and 1.
             largest = torch.stack([weight.block_scales().abs().max() for weight in weights]).max()
-            self.smallest_scale = largest / FP8_MAX
+            self.smallest_scale = largest / LARGEST
             widest = self.smallest_scale.expand(1, max(self.rows, self.columns)).contiguous()
             self.use_scale(widest, self.smallest_scale.reciprocal())
 
@@ -70,23 +74,27 @@ class FrozenLinear:
         stack_adapters(self.adapters, [weight.rows for weight in self.weights], a, b)
         return StackedLora(a=a, b=b)
 
-    def decode(self, *, fp8: bool) -> torch.Tensor:
-        """The frozen weight [N, K] as the forward product takes it: in FP8, or exact in the model's type."""
-        out = torch.empty(
-            self.rows, self.columns, dtype=FP8 if fp8 else self.dtype, device=self.weights[0].packed.device
-        )
+    def decode(self, lora: StackedLora | None, *, fp8: bool) -> torch.Tensor:
+        """The frozen weight [N, K] as the forward product takes it: in FP8 with B behind it, or in the model's type."""
+        width, dtype = (self.columns + self.room, FP8) if fp8 else (self.columns, self.dtype)
+        out = torch.empty(self.rows, width, dtype=dtype, device=self.weights[0].packed.device)
         row = 0
         for weight in self.weights:
-            part = out[row : row + weight.rows]
+            part = out[row : row + weight.rows, : self.columns]
             dequantise_fp8(weight, self.inverse_scale, part) if fp8 else dequantise(weight, part)
             row += weight.rows
+        if fp8 and lora is not None:
+            append(out, lora.b, self.row_scales, split=True)
         return out
 
-    def decode_transposed(self) -> torch.Tensor:
-        """The frozen weight as the input gradient's product takes it: [K, N] in FP8, or [N, K] in the model's type."""
+    def decode_transposed(self, lora: StackedLora | None) -> torch.Tensor:
+        """The frozen weight as the input gradient's product takes it: in FP8 its transpose [K, N] with A's behind it,
+        or [N, K] in the model's type."""
         if not self.fp8:
-            return self.decode(fp8=False)
-        out = torch.empty(self.columns, self.rows, dtype=FP8, device=self.weights[0].packed.device)
+            return self.decode(lora, fp8=False)
+        out = torch.empty(self.columns, self.rows + self.room, dtype=FP8, device=self.weights[0].packed.device)
+        if lora is not None:
+            append(out, lora.a.t(), self.column_scales, split=True)
         row = 0
         for weight in self.weights:
             dequantise_fp8_transposed(weight, self.inverse_scale, out[:, row : row + weight.rows])
@@ -99,39 +107,38 @@ class FrozenLinear:
         """Outputs [T, N] and the input's projection by A, [T, R].
 
         Args:
-            x: [T, K], with its FP8 form if ``weight`` is in FP8.
+            x: [T, K], with its FP8 form if ``weight`` is in FP8; in the room behind that the projection is written.
             weight: from `decode`.
             lora: from `stack`.
             projected: the projection, where an earlier forward pass left it.
         """
-        low_rank = self.low_rank(x, lora, projected)
+        if lora is not None and projected is None:
+            projected = torch.mm(x.value, lora.a.t())
         if weight.dtype == FP8:
-            out = _sum(self.product(x, weight), low_rank)
-        else:
-            out = _product(x.value, weight.t(), low_rank)
-        return out, None if low_rank is None else low_rank[0]
-
-    def product(self, x: Rows, weight: torch.Tensor) -> torch.Tensor:
-        """Outputs [T, N] in FP8, of the frozen weight alone."""
-        return scaled_product(x, weight, self.row_scales, self.dtype)
-
-    def low_rank(
-        self, x: Rows, lora: StackedLora | None, projected: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What the adapters add, as two factors: the input's projection [T, R] and [R, N]; None without adapters."""
-        if lora is None:
-            return None
-        return torch.mm(x.value, lora.a.t()) if projected is None else projected, lora.b.t()
+            return self._fp8_product(x, projected, weight, self.row_scales), projected
+        low_rank = None if lora is None or projected is None else (projected, lora.b.t())
+        return _product(x.value, weight.t(), low_rank), projected
 
     def backward(
         self, grad: Rows, weight: torch.Tensor, lora: StackedLora | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Gradient of the input [T, K] and of its projection by A [T, R]; ``weight`` from `decode_transposed`."""
         projected_grad = None if lora is None else torch.mm(grad.value, lora.b)
-        low_rank = None if lora is None or projected_grad is None else (projected_grad, lora.a)
         if self.fp8:
-            return _sum(scaled_product(grad, weight, self.column_scales, self.dtype), low_rank), projected_grad
+            return self._fp8_product(grad, projected_grad, weight, self.column_scales), projected_grad
+        low_rank = None if lora is None or projected_grad is None else (projected_grad, lora.a)
         return _product(grad.value, weight, low_rank), projected_grad
+
+    def _fp8_product(
+        self,
+        rows: Rows,
+        projected: torch.Tensor | None,
+        weight: torch.Tensor,
+        scales: torch.Tensor,
+    ) -> torch.Tensor:
+        if projected is not None and rows.fp8 is not None and rows.scale is not None:
+            append(rows.fp8, projected, rows.scale, split=False)
+        return scaled_product(rows, weight, scales, self.dtype)
 
     def adapter_grads(
         self,
@@ -160,11 +167,6 @@ class FrozenLinear:
                 rank += r
             row += weight.rows
         return grads
-
-
-def _sum(out: torch.Tensor, low_rank: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-    """``out`` plus the adapter's product, in its place: FP8 products cannot be added to anything."""
-    return out if low_rank is None else out.addmm_(*low_rank)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, low_rank: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:

@@ -11,37 +11,34 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from app.kernels.fp8 import Rows, quantise_rows_reference
-from app.kernels.nf4 import FP8
+from app.kernels.fp8 import Rows, empty_fp8, quantise_rows_reference
 from app.kernels.triton_support import jit, row_block, tl, use_triton
 
 Activation = Literal["silu", "gelu_tanh"]
 
 
-def glu(gate_up: torch.Tensor, activation: Activation, *, fp8: bool, keep: bool = False) -> tuple[Rows, Rows]:
+def glu(
+    gate_up: torch.Tensor, activation: Activation, *, room: int | None = None, keep: bool = False
+) -> tuple[Rows, Rows]:
     """activation(gate) * up: [T, 2F] -> [T, F].
 
     Args:
         gate_up: [T, 2F].
         activation: of the gate.
-        fp8: also give the result's FP8 form.
-        keep: with ``fp8``, also give gate_up's FP8 form, half as large to keep for the backward pass.
+        room: columns behind the result's FP8 form; None gives none.
+        keep: with ``room``, also give gate_up's FP8 form, half as large to keep for the backward pass.
 
     Returns:
         The result, and ``gate_up`` as it is to be kept: in FP8 its ``value`` is empty.
     """
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
-    quantised = torch.empty_like(out, dtype=FP8) if fp8 else None
-    scale = torch.empty(tokens, 1, dtype=torch.float32, device=out.device) if fp8 else None
-    keep &= fp8
+    quantised, scale = (None, None) if room is None else empty_fp8(out, room)
+    keep &= room is not None
     kept = Rows(value=gate_up)
     if keep:
-        kept = Rows(
-            value=gate_up.new_empty(0),
-            fp8=torch.empty_like(gate_up, dtype=FP8),
-            scale=torch.empty(tokens, 1, dtype=torch.float32, device=out.device),
-        )
+        fp8, kept_scale = empty_fp8(gate_up, 0)
+        kept = Rows(value=gate_up.new_empty(0), fp8=fp8, scale=kept_scale)
     if use_triton(gate_up):
         _forward_kernel[(tokens,)](
             gate_up,
@@ -50,9 +47,10 @@ def glu(gate_up: torch.Tensor, activation: Activation, *, fp8: bool, keep: bool 
             scale,
             kept.fp8,
             kept.scale,
+            width + (room or 0),
             WIDTH=width,
             SILU=activation == "silu",
-            QUANTISE=fp8,
+            QUANTISE=room is not None,
             KEEP=keep,
             BLOCK=min(row_block(width), 4096),
             num_warps=8,
@@ -72,14 +70,16 @@ def glu_reference(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor
     return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")) * up
 
 
-def glu_backward(grad: torch.Tensor, gate_up: Rows, activation: Activation, *, fp8: bool) -> tuple[torch.Tensor, Rows]:
+def glu_backward(
+    grad: torch.Tensor, gate_up: Rows, activation: Activation, *, room: int | None = None
+) -> tuple[torch.Tensor, Rows]:
     """Recomputes the activation and gives the gradient of [gate | up].
 
     Args:
         grad: of the activation [T, F].
         gate_up: [T, 2F], as stored: in the model's type, or in FP8 with a scale per row and an empty ``value``.
         activation: as in the forward pass.
-        fp8: also give the gradient's FP8 form.
+        room: columns behind the gradient's FP8 form; None gives none.
 
     Returns:
         The activation [T, F] and the gradient [T, 2F].
@@ -88,8 +88,7 @@ def glu_backward(grad: torch.Tensor, gate_up: Rows, activation: Activation, *, f
     stored = gate_up.value if gate_up.fp8 is None else gate_up.fp8
     out = torch.empty_like(grad)
     grad_out = torch.empty(tokens, 2 * width, dtype=grad.dtype, device=grad.device)
-    quantised = torch.empty_like(grad_out, dtype=FP8) if fp8 else None
-    scale = torch.empty(tokens, 1, dtype=torch.float32, device=grad.device) if fp8 else None
+    quantised, scale = (None, None) if room is None else empty_fp8(grad_out, room)
     if use_triton(grad):
         _backward_kernel[(tokens,)](
             grad,
@@ -99,10 +98,11 @@ def glu_backward(grad: torch.Tensor, gate_up: Rows, activation: Activation, *, f
             grad_out,
             quantised,
             scale,
+            2 * width + (room or 0),
             WIDTH=width,
             SILU=activation == "silu",
             STORED_FP8=gate_up.fp8 is not None,
-            QUANTISE=fp8,
+            QUANTISE=room is not None,
             BLOCK=min(row_block(width), 4096),
             num_warps=8,
         )
@@ -143,6 +143,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     scale,
     kept,
     kept_scale,
+    fp8_stride,
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     QUANTISE: tl.constexpr,
@@ -167,12 +168,12 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         largest_wide = tl.maximum(largest_wide, tl.maximum(tl.abs(gate), tl.abs(up)))
     if QUANTISE:
         tl.debug_barrier()
-        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 448.0
+        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 28.0
         tl.store(scale + row, row_scale)
         for start in range(0, WIDTH, BLOCK):
-            _quantise_block(out, quantised + row * WIDTH, row_scale, start + column, WIDTH)
+            _quantise_block(out, quantised + row * fp8_stride, row_scale, start + column, WIDTH)
     if KEEP:
-        row_scale = tl.maximum(tl.max(largest_wide, axis=0), 1e-30) / 448.0
+        row_scale = tl.maximum(tl.max(largest_wide, axis=0), 1e-30) / 28.0
         tl.store(kept_scale + row, row_scale)
         for start in range(0, 2 * WIDTH, BLOCK):
             _quantise_block(gate_up, kept + row * 2 * WIDTH, row_scale, start + column, 2 * WIDTH)
@@ -182,9 +183,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 def _quantise_block(source, target, scale, column, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     mask = column < WIDTH
     value = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
-    # The value was rounded after the scale was found, perhaps upwards.
-    value = tl.minimum(tl.maximum(value / scale, -448.0), 448.0)
-    tl.store(target + column, value.to(target.dtype.element_ty), mask=mask)
+    tl.store(target + column, (value / scale).to(target.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -196,6 +195,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     grad_out,
     quantised,
     scale,
+    fp8_stride,
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     STORED_FP8: tl.constexpr,
@@ -223,7 +223,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         largest = tl.maximum(largest, tl.maximum(tl.abs(gate_grad), tl.abs(up_grad)))
     if QUANTISE:
         tl.debug_barrier()
-        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 448.0
+        row_scale = tl.maximum(tl.max(largest, axis=0), 1e-30) / 28.0
         tl.store(scale + row, row_scale)
         for start in range(0, 2 * WIDTH, BLOCK):
-            _quantise_block(grad_out, quantised + row * 2 * WIDTH, row_scale, start + column, 2 * WIDTH)
+            _quantise_block(grad_out, quantised + row * fp8_stride, row_scale, start + column, 2 * WIDTH)

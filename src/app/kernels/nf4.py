@@ -81,12 +81,16 @@ class NF4Weight:
 
 
 def dequantise(weight: NF4Weight, out: torch.Tensor) -> torch.Tensor:
-    """Writes the weight to ``out`` [N, K] (contiguous, any float type) and returns it."""
+    """Writes the weight to ``out`` [N, K] (any float type; may be columns of a wider matrix) and returns it."""
     return _decode(weight, None, out)
 
 
 def dequantise_fp8(weight: NF4Weight, inverse_scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Writes weight * inverse_scale to ``out`` [N, K] in FP8 (contiguous); ``inverse_scale`` is float32 []."""
+    """Writes weight * inverse_scale to ``out`` [N, K] in FP8, which may be columns of a wider matrix.
+
+    Args:
+        inverse_scale: float32 [].
+    """
     return _decode(weight, inverse_scale, out)
 
 
@@ -144,6 +148,8 @@ def _decode(weight: NF4Weight, inverse_scale: torch.Tensor | None, out: torch.Te
         inverse_scale,
         out,
         blocks,
+        weight.columns // BLOCK,
+        out.stride(0),
         NESTED=weight.absmax_code is not None,
         SCALED=inverse_scale is not None,
         BLOCKS=blocks_per_program,
@@ -176,6 +182,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     inverse_scale,
     out,
     blocks,
+    blocks_per_row,
+    out_stride,
     NESTED: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -187,7 +195,8 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     values = tl.interleave(tl.load(code + (byte >> 4)), tl.load(code + (byte & 15))) * scales[:, None]
     if SCALED:
         values = values * tl.load(inverse_scale)
-    target = out + block[:, None] * 64 + tl.arange(0, 64)[None, :]
+    start = (block // blocks_per_row).to(tl.int64) * out_stride + block % blocks_per_row * 64
+    target = out + start[:, None] + tl.arange(0, 64)[None, :]
     tl.store(target, values.to(out.dtype.element_ty), mask=mask[:, None])
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from app.kernels.fp8 import Rows, quantise_rows_reference
-from app.kernels.nf4 import FP8
+from app.kernels.fp8 import Rows, empty_fp8, quantise_rows_reference
 from app.kernels.triton_support import jit, row_block, row_warps, tl, use_triton
 
 
@@ -19,7 +18,7 @@ def rms_norm(
     eps: float,
     *,
     unit_offset: bool,
-    fp8: bool,
+    room: int | None = None,
     added: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Rows]:
     """The norm of ``hidden + added`` and that sum.
@@ -29,7 +28,7 @@ def rms_norm(
         weight: [D], frozen.
         eps: added to the mean square.
         unit_offset: the factor is 1 + weight (Gemma).
-        fp8: also give the FP8 form.
+        room: columns behind the norm's FP8 form; None gives none.
         added: [T, D], or None.
 
     Returns:
@@ -38,8 +37,7 @@ def rms_norm(
     width = hidden.shape[1]
     total = hidden if added is None else torch.empty_like(hidden)
     normed = torch.empty_like(hidden)
-    quantised = torch.empty_like(hidden, dtype=FP8) if fp8 else None
-    scale = torch.empty(hidden.shape[0], 1, dtype=torch.float32, device=hidden.device) if fp8 else None
+    quantised, scale = (None, None) if room is None else empty_fp8(hidden, room)
     if use_triton(hidden):
         _forward_kernel[(hidden.shape[0],)](
             hidden,
@@ -50,10 +48,11 @@ def rms_norm(
             quantised,
             scale,
             width,
+            width + (room or 0),
             eps,
             ADD=added is not None,
             UNIT_OFFSET=unit_offset,
-            QUANTISE=fp8,
+            QUANTISE=room is not None,
             BLOCK=row_block(width),
             num_warps=row_warps(width),
         )
@@ -126,6 +125,7 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     quantised,
     scale,
     width,
+    fp8_stride,
     eps,
     ADD: tl.constexpr,
     UNIT_OFFSET: tl.constexpr,
@@ -149,9 +149,9 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     tl.store(normed + offset, y, mask=mask)
     if QUANTISE:
         y = y.to(tl.float32)
-        row_scale = tl.maximum(tl.max(tl.abs(y), axis=0), 1e-30) / 448.0
+        row_scale = tl.maximum(tl.max(tl.abs(y), axis=0), 1e-30) / 28.0
         tl.store(scale + row, row_scale)
-        tl.store(quantised + offset, (y / row_scale).to(quantised.dtype.element_ty), mask=mask)
+        tl.store(quantised + row * fp8_stride + column, (y / row_scale).to(quantised.dtype.element_ty), mask=mask)
 
 
 @jit

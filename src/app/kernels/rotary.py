@@ -4,43 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from app.kernels.fp8 import Rows, quantise_rows_reference
-from app.kernels.nf4 import FP8
-from app.kernels.triton_support import INTERPRETED, jit, row_block, tl, triton, use_triton
+from app.kernels.fp8 import Rows, empty_fp8, quantise_rows_reference
+from app.kernels.triton_support import jit, row_block, tl, use_triton
 
-TOKENS, GROUP = 32, 16
-"""Rows of a program that adds an adapter's product, and heads that one of the gradient holds at a time: 96 registers a
-thread at a width of 128, none spilled at 256 (Triton 3.6 for an H100, by cuobjdump)."""
-
-
-def add_and_rotate_(
-    heads: torch.Tensor,
-    low_rank: tuple[torch.Tensor, torch.Tensor],
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *,
-    head_dim: int,
-    count: int,
-) -> None:
-    """Adds an adapter's product to a fused projection, then rotates its first ``count`` heads, in one pass over it.
-
-    Args:
-        heads: [T, N], changed in place.
-        low_rank: [T, R] and [R, N], whose product is added.
-        cos, sin, head_dim, count: as in `rotate_`.
-    """
-    projected, b = low_rank
-    if not use_triton(heads) or cos.shape[1] != head_dim:
-        heads.addmm_(projected, b)
-        rotate_(heads, cos, sin, head_dim=head_dim, count=count)
-        return
-    tokens, rank = projected.shape
-    _add_and_rotate_kernel[(triton.cdiv(tokens, TOKENS), heads.shape[1] // head_dim)](
-        heads, projected, b, b.stride(0), b.stride(1), cos, sin, tokens, rank, count, head_dim // 2,
-        heads.stride(0), cos.stride(0),
-        WIDE=INTERPRETED, TOKENS=TOKENS, RANK=max(16, row_block(rank)), HALF=max(16, row_block(head_dim // 2)),
-        num_warps=4,
-    )  # fmt: skip
+GROUP = 16
+"""Heads that a program holds at a time: 96 registers a thread at a width of 128, none spilled at 256 (Triton 3.6 for an
+H100, by cuobjdump)."""
 
 
 def rotate_(
@@ -80,52 +49,6 @@ def rotate_(
 
 
 @jit
-def _add_and_rotate_kernel(  # type: ignore[no-untyped-def]
-    heads,
-    projected,
-    b,
-    b_rank_stride,
-    b_stride,
-    cos,
-    sin,
-    tokens,
-    rank,
-    count,
-    half,
-    row_stride,
-    angle_stride,
-    WIDE: tl.constexpr,
-    TOKENS: tl.constexpr,
-    RANK: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """A head of some rows a program. The sum is rounded before it is rotated, as two passes would."""
-    head = tl.program_id(1)
-    row = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None]
-    element, index = tl.arange(0, HALF)[None, :], tl.arange(0, RANK)
-    inside = (row < tokens) & (element < half)
-    dtype = heads.dtype.element_ty
-    p = tl.load(projected + row * rank + index[None, :], mask=(row < tokens) & (index < rank)[None, :], other=0.0)
-    b += index[:, None] * b_rank_stride + (head * 2 * half + element) * b_stride
-    b_mask = (index < rank)[:, None] & (element < half)
-    place = heads + row * row_stride + head * 2 * half + element
-    first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(place + half, mask=inside, other=0.0).to(tl.float32)
-    of_first = tl.load(b, mask=b_mask, other=0.0)
-    of_second = tl.load(b + half * b_stride, mask=b_mask, other=0.0)
-    if WIDE:  # Triton's interpreter multiplies bfloat16's bits as if they were integers
-        p, of_first, of_second = p.to(tl.float32), of_first.to(tl.float32), of_second.to(tl.float32)
-    first += tl.dot(p, of_first, input_precision="ieee")
-    second += tl.dot(p, of_second, input_precision="ieee")
-    first, second = first.to(dtype).to(tl.float32), second.to(dtype).to(tl.float32)
-    turned = inside & (head < count)
-    c = tl.load(cos + row * angle_stride + element, mask=turned, other=1.0).to(tl.float32)
-    s = tl.load(sin + row * angle_stride + element, mask=turned, other=0.0).to(tl.float32)
-    tl.store(place, (first * c - second * s).to(dtype), mask=inside)
-    tl.store(place + half, (second * c + first * s).to(dtype), mask=inside)
-
-
-@jit
 def _rotate_kernel(  # type: ignore[no-untyped-def]
     heads,
     cos,
@@ -155,7 +78,13 @@ def _rotate_kernel(  # type: ignore[no-untyped-def]
 
 
 def fused_gradient(
-    of_q: torch.Tensor, of_k: torch.Tensor, of_v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, fp8: bool
+    of_q: torch.Tensor,
+    of_k: torch.Tensor,
+    of_v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    room: int | None = None,
 ) -> Rows:
     """The gradient of the fused projection [T, N] from those of rotated queries and keys, and of values.
 
@@ -165,7 +94,7 @@ def fused_gradient(
     Args:
         of_q, of_k, of_v: [T, heads, head_dim], the last dimension contiguous.
         cos, sin: [T, R], as in `rotate_`.
-        fp8: also give the FP8 form.
+        room: columns behind its FP8 form; None gives none.
     """
     tokens, head_dim = of_q.shape[0], of_q.shape[2]
     rotated = of_q.shape[1] + of_k.shape[1]
@@ -175,15 +104,14 @@ def fused_gradient(
         rotate_(out, cos, sin, head_dim=head_dim, count=rotated, inverse=True)
     else:
         out = torch.empty(tokens, width, dtype=of_q.dtype, device=of_q.device)
-    quantised = torch.empty_like(out, dtype=FP8) if fp8 else None
-    scale = torch.empty(tokens, 1, dtype=torch.float32, device=out.device) if fp8 else None
+    quantised, scale = (None, None) if room is None else empty_fp8(out, room)
     if use_triton(of_q):
         assert of_q.stride(2) == of_k.stride(2) == of_v.stride(2) == 1
         _fused_gradient_kernel[(tokens,)](
             of_q, of_k, of_v, of_q.stride(0), of_q.stride(1), of_k.stride(0), of_k.stride(1), of_v.stride(0),
             of_v.stride(1), of_q.shape[1], of_k.shape[1], cos, sin, cos.stride(0), cos.shape[1] // 2,
-            head_dim, out, quantised, scale,
-            QUANTISE=fp8, HEADS=width // head_dim, GROUP=GROUP, DIM=row_block(head_dim), num_warps=4,
+            head_dim, out, quantised, scale, width + (room or 0),
+            QUANTISE=room is not None, HEADS=width // head_dim, GROUP=GROUP, DIM=row_block(head_dim), num_warps=4,
         )  # fmt: skip
     elif quantised is not None and scale is not None:
         quantise_rows_reference(out.float(), quantised, scale)
@@ -211,6 +139,7 @@ def _fused_gradient_kernel(  # type: ignore[no-untyped-def]
     out,
     quantised,
     scale,
+    fp8_stride,
     QUANTISE: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -242,9 +171,9 @@ def _fused_gradient_kernel(  # type: ignore[no-untyped-def]
         largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
     if QUANTISE:
         tl.debug_barrier()
-        row_scale = tl.maximum(tl.max(tl.max(largest, axis=1), axis=0), 1e-30) / 448.0
+        row_scale = tl.maximum(tl.max(tl.max(largest, axis=1), axis=0), 1e-30) / 28.0
         tl.store(scale + row, row_scale)
-        quantised += row * HEADS * head_dim
+        quantised += row * fp8_stride
         for start in range(0, HEADS, GROUP):
             head = start + tl.arange(0, GROUP)[:, None]
             inside = (head < HEADS) & (element < head_dim)

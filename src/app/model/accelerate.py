@@ -283,7 +283,7 @@ class _FinalNorm(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, norm: Norm) -> Tensor:
         ctx.save_for_backward(hidden)
         ctx.norm = norm
-        return rms_norm(hidden, norm.weight, norm.eps, unit_offset=norm.unit_offset, fp8=False)[1].value
+        return rms_norm(hidden, norm.weight, norm.eps, unit_offset=norm.unit_offset)[1].value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -15,10 +15,10 @@ import torch
 
 from app.kernels.attention import Documents, Heads, attention, attention_backward
 from app.kernels.fp8 import Rows, quantise_rows
-from app.kernels.frozen_linear import FrozenLinear
+from app.kernels.frozen_linear import FrozenLinear, StackedLora
 from app.kernels.glu import Activation, glu, glu_backward
 from app.kernels.rms_norm import rms_norm, rms_norm_backward
-from app.kernels.rotary import add_and_rotate_, fused_gradient, rotate_
+from app.kernels.rotary import fused_gradient, rotate_
 from app.model.activation_store import ActivationStore
 
 TILE = 2048
@@ -34,9 +34,9 @@ class Norm:
     unit_offset: bool
 
     def __call__(
-        self, hidden: torch.Tensor, *, fp8: bool, added: torch.Tensor | None = None
+        self, hidden: torch.Tensor, *, room: int | None = None, added: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Rows]:
-        return rms_norm(hidden, self.weight, self.eps, unit_offset=self.unit_offset, fp8=fp8, added=added)
+        return rms_norm(hidden, self.weight, self.eps, unit_offset=self.unit_offset, room=room, added=added)
 
     def backward(
         self, grad: torch.Tensor, hidden: torch.Tensor, residual_grad: torch.Tensor, out: torch.Tensor | None = None
@@ -104,28 +104,29 @@ class FastLayer:
         """
         fp8 = self.fp8 and save
         projected: dict[str, torch.Tensor | None] = {}
-        _, x = self.attention_norm(hidden, fp8=fp8)
+        _, x = self.attention_norm(hidden, room=self.qkv.room if fp8 else None)
         fused, projected["qkv"] = self._rotated(x, positions)
         out, lse = attention(fused, self.heads, positions.documents)
-        added, projected["output"] = self._project(self.output, quantise_rows(out) if fp8 else Rows(value=out))
+        added, projected["output"] = self._project(self.output, _quantised(out, self.output, fp8=fp8))
         if save:
             self.store.save(self.index, "hidden", hidden)
             self.store.save(self.index, "attention", fused, out, lse)
         del fused, out, lse
-        middle, x = self.mlp_norm(hidden, fp8=fp8, added=added)
+        middle, x = self.mlp_norm(hidden, room=self.gate_up.room if fp8 else None, added=added)
         del added
         if save:
             self.store.save(self.index, "middle", middle)
         result = torch.empty_like(middle)
         keep = save and self.store.placement(self.index, "gate_up") != "recompute"
         gate_up_lora, down_lora = self.gate_up.stack(), self.down.stack()
-        gate_up_weight, down_weight = self.gate_up.decode(fp8=fp8), self.down.decode(fp8=fp8)
+        gate_up_weight = self.gate_up.decode(gate_up_lora, fp8=fp8)
+        down_weight = self.down.decode(down_lora, fp8=fp8)
         kept: list[torch.Tensor] = []
         gate_up_projected, down_projected = [], []
         for tile in _tiles(hidden.shape[0]):
             gate_up, tile_projected = self.gate_up.forward(x[tile], gate_up_weight, gate_up_lora)
             gate_up_projected.append(tile_projected)
-            active, stored = glu(gate_up, self.activation, fp8=fp8, keep=keep)
+            active, stored = glu(gate_up, self.activation, room=self.down.room if fp8 else None, keep=keep)
             del gate_up
             if keep:
                 kept += [stored.value] if stored.fp8 is None or stored.scale is None else [stored.fp8, stored.scale]
@@ -148,14 +149,14 @@ class FastLayer:
         (hidden,) = saved
         attended = self.store.load(self.index, "attention")
         if attended is None:
-            _, x = self.attention_norm(hidden, fp8=self.fp8)
+            _, x = self.attention_norm(hidden, room=self.qkv.room if self.fp8 else None)
             fused, _ = self._rotated(x, positions, projected["qkv"])
             attended = fused, *attention(fused, self.heads, positions.documents)
             del x
         fused, out, lse = attended
         saved = self.store.load(self.index, "middle")
         if saved is None:
-            middle, _ = self._project(self.output, self._quantise(out), projected["output"])
+            middle, _ = self._project(self.output, _quantised(out, self.output, fp8=self.fp8), projected["output"])
             middle += hidden
         else:
             (middle,) = saved
@@ -163,13 +164,14 @@ class FastLayer:
         del middle, saved
 
         grad_out, output_grads = self._linear_backward(
-            self.output, self._quantise(grad_middle), out, projected["output"]
+            self.output, _quantised(grad_middle, self.output, fp8=self.fp8), out, projected["output"]
         )
         grad_qkv = attention_backward(grad_out, fused, out, lse, self.heads, positions.documents)
         del grad_out, fused, out, lse, attended
-        grad_fused = fused_gradient(*grad_qkv, positions.cos, positions.sin, fp8=self.fp8)
+        room = self.qkv.room if self.fp8 else None
+        grad_fused = fused_gradient(*grad_qkv, positions.cos, positions.sin, room=room)
         del grad_qkv
-        _, x = self.attention_norm(hidden, fp8=False)
+        _, x = self.attention_norm(hidden)
         grad_x, qkv_grads = self._linear_backward(self.qkv, grad_fused, x.value, projected["qkv"])
         grads = [*qkv_grads, *output_grads, *gate_up_grads, *down_grads]
         return (self.attention_norm.backward(grad_x, hidden, grad_middle) if to_input else None), grads
@@ -183,20 +185,21 @@ class FastLayer:
         grad_middle = torch.empty_like(grad)
         gate_up_lora, down_lora = self.gate_up.stack(), self.down.stack()
         gate_up_sum, down_sum = _GradSum(), _GradSum()
-        weights = _Weights(self, hold=len(tiles) > 1)
+        weights = _Weights(self, gate_up_lora, down_lora, hold=len(tiles) > 1)
+        room = self.gate_up.room if self.fp8 else None
         for index, tile in enumerate(tiles):
             grad_active, down_projected_grad = self.down.backward(
-                self._quantise(grad[tile]), weights.down_transposed(), down_lora
+                _quantised(grad[tile], self.down, fp8=self.fp8), weights.down_transposed(), down_lora
             )
             gate_up = self._kept_tile(kept, index)
-            _, x = self.mlp_norm(middle[tile], fp8=self.fp8 and gate_up is None)
+            _, x = self.mlp_norm(middle[tile], room=room if gate_up is None else None)
             if gate_up is None:
                 recomputed, _ = self.gate_up.forward(
                     x, weights.gate_up(), gate_up_lora, _rows(projected["gate_up"], tile)
                 )
                 gate_up = Rows(value=recomputed)
                 del recomputed
-            active, grad_gate_up = glu_backward(grad_active, gate_up, self.activation, fp8=self.fp8)
+            active, grad_gate_up = glu_backward(grad_active, gate_up, self.activation, room=room)
             del grad_active, gate_up
             down_sum.add(
                 self.down.adapter_grads(grad[tile], active, _rows(projected["down"], tile), down_projected_grad)
@@ -225,51 +228,47 @@ class FastLayer:
     def _linear_backward(
         self, linear: FrozenLinear, grad: Rows, x: torch.Tensor, projected: torch.Tensor | None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        out, projected_grad = linear.backward(grad, linear.decode_transposed(), linear.stack())
+        lora = linear.stack()
+        out, projected_grad = linear.backward(grad, linear.decode_transposed(lora), lora)
         return out, linear.split_grads(linear.adapter_grads(grad.value, x, projected, projected_grad))
 
     def _project(
         self, linear: FrozenLinear, x: Rows, projected: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return linear.forward(x, linear.decode(fp8=x.fp8 is not None), linear.stack(), projected)
+        lora = linear.stack()
+        return linear.forward(x, linear.decode(lora, fp8=x.fp8 is not None), lora, projected)
 
     def _rotated(
         self, x: Rows, positions: Positions, projected: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Query, key and value of the normed input, the former two rotated, and its projection by the adapters."""
-        angles, count = (positions.cos, positions.sin), self.heads.queries + self.heads.keys
-        lora = self.qkv.stack()
-        if x.fp8 is None or lora is None:
-            fused, projected = self.qkv.forward(x, self.qkv.decode(fp8=x.fp8 is not None), lora, projected)
-            rotate_(fused, *angles, head_dim=self.heads.head_dim, count=count)
-            return fused, projected
-        # FP8 products cannot be added to anything: the adapters' come in the pass that rotates.
-        fused, low_rank = self.qkv.product(x, self.qkv.decode(fp8=True)), self.qkv.low_rank(x, lora, projected)
-        assert low_rank is not None
-        add_and_rotate_(fused, low_rank, *angles, head_dim=self.heads.head_dim, count=count)
-        return fused, low_rank[0]
-
-    def _quantise(self, value: torch.Tensor) -> Rows:
-        return quantise_rows(value) if self.fp8 else Rows(value=value)
+        fused, projected = self._project(self.qkv, x, projected)
+        count = self.heads.queries + self.heads.keys
+        rotate_(fused, positions.cos, positions.sin, head_dim=self.heads.head_dim, count=count)
+        return fused, projected
 
 
 class _Weights:
     """The MLP's decoded weights of one backward pass: held over several tiles, given up after use with one tile."""
 
-    def __init__(self, layer: FastLayer, *, hold: bool) -> None:
+    def __init__(
+        self, layer: FastLayer, gate_up_lora: StackedLora | None, down_lora: StackedLora | None, *, hold: bool
+    ) -> None:
         self._layer, self._hold = layer, hold
+        self._gate_up_lora, self._down_lora = gate_up_lora, down_lora
         self._held: dict[str, torch.Tensor] = {}
 
     def down_transposed(self) -> torch.Tensor:
-        return self._get("down", self._layer.down.decode_transposed)
+        return self._get("down", partial(self._layer.down.decode_transposed, self._down_lora))
 
     def gate_up(self) -> torch.Tensor:
-        return self._get("gate_up", partial(self._layer.gate_up.decode, fp8=self._layer.fp8))
+        decode = partial(self._layer.gate_up.decode, self._gate_up_lora, fp8=self._layer.fp8)
+        return self._get("gate_up", decode)
 
     def gate_up_transposed(self) -> torch.Tensor:
         # Outside FP8 both products read the same matrix.
         name = "gate_up_transposed" if self._layer.fp8 else "gate_up"
-        return self._get(name, self._layer.gate_up.decode_transposed)
+        return self._get(name, partial(self._layer.gate_up.decode_transposed, self._gate_up_lora))
 
     def _get(self, name: str, decode: Any) -> torch.Tensor:
         if name in self._held:
@@ -292,6 +291,11 @@ class _GradSum:
         else:
             for total, grad in zip(self.total, grads, strict=True):
                 total += grad
+
+
+def _quantised(value: torch.Tensor, linear: FrozenLinear, *, fp8: bool) -> Rows:
+    """Inputs or gradients of a layer, with their FP8 form if its product is to be in FP8."""
+    return quantise_rows(value, room=linear.room) if fp8 else Rows(value=value)
 
 
 def _tiles(tokens: int) -> list[slice]:

@@ -86,7 +86,7 @@ def triton() -> list[Finding]:
 
         hidden = torch.randn(64, 512, device="cuda", dtype=torch.bfloat16)
         weight = torch.ones(512, device="cuda", dtype=torch.bfloat16)
-        ours = rms_norm(hidden, weight, 1e-6, unit_offset=False, fp8=False)[1].value
+        ours = rms_norm(hidden, weight, 1e-6, unit_offset=False)[1].value
         error = _relative(ours, torch.nn.functional.rms_norm(hidden.float(), (512,), eps=1e-6))
     return [checks.judge_triton(found, error, gpu=gpu, windows=sys.platform == "win32")]
 
