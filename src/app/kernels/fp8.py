@@ -10,7 +10,7 @@ nothing; a token's activations and gradients differ from the next token's by far
 A weight's scale is another one in every step (`dither`). With one scale for good a weight would be rounded to the same
 wrong value in every step, and adapters would learn to make up for errors that are not there when the adapted model is
 used: SmolLM2's held-out perplexity after 100 steps was 0.57 to 0.79 % above bf16's (three seeds, H100, 2026-11; the
-forward pass alone made 0.72 of the first's 0.79). With the scale moved it is 0.06 to 0.11 % (scripts/bench/curves.py).
+forward pass alone made 0.72 of the first's 0.79). With the scale moved it is 0.03 to 0.21 % (scripts/bench/curves.py).
 """
 
 from __future__ import annotations
