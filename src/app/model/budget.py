@@ -22,7 +22,9 @@ RESERVE = 256 * 2**20
 RESERVED_SHARE = 0.22
 """Of the work of one layer, left over as well: gaps are as large as what comes and goes. Steps took, beside what was
 planned for them, 174 to 318 MiB where that work is 490 (1 x 2,048 tokens), 387 where it is 780 (Gemma's wide MLP), 317
-and 365 at 980 (4 x 2,048) and 502 at 1,270 (16,384 tokens; H100, 2026-11)."""
+and 365 where it is 980 (4 x 2,048; H100, 2026-11)."""
+MOST_RESERVED = 512 * 2**20
+"""They took some 500 at 16,384 tokens, the most that was measured; a larger share made that plan impossible."""
 HEAD_BYTES = 13 * 2**25
 """What a chunk of logits takes at its peak: the logits in 16 and 32 bits, their exponentials, and a mask."""
 log = logging.getLogger(__name__)
@@ -192,7 +194,7 @@ def work_bytes(trial: Trial, sizes: LayerSizes) -> int:
 
 def reserve_bytes(work: int) -> int:
     """What is left over for the graph itself and for what the allocator cannot reuse."""
-    return RESERVE + int(RESERVED_SHARE * work)
+    return min(RESERVE + int(RESERVED_SHARE * work), MOST_RESERVED)
 
 
 def try_layer(layer: FastLayer, *, rows: int, length: int, device: torch.device) -> Trial:

@@ -121,8 +121,13 @@ def transient(shape: ModelShape, tokens: int, *, fp8: bool) -> int:
 
     The most is in the MLP's backward pass over one tile of tokens (`FastLayer._mlp_backward`). Beside the tile's own
     live the recomputed attention, the residual stream and its gradient; over several tiles the decoded weights too.
+    Over very long rows it is in the attention's, which has no tiles, sums the gradient of queries in 32 bits, and has
+    that of keys and values for each query head.
     """
     element, tile = 2, min(tokens, TILE)
+    fused = shape.query_width + 2 * shape.key_width
+    attending = tokens * (element * (shape.width + 2 * fused + 2 * shape.query_width) + 4 * shape.query_width)
+    attending += tokens * (2 * element * shape.query_width if shape.key_heads < shape.heads else 0)
     eighth = 1 if fp8 else 0
     matrix = shape.inner * shape.width  # down; gate and up together are two
     decoded = 1 if fp8 else element
@@ -134,8 +139,8 @@ def transient(shape: ModelShape, tokens: int, *, fp8: bool) -> int:
     through = 2 * decoded * matrix + (2 * element + 2 * eighth) * inner + element * tile * shape.width
     if tokens > TILE:
         held = decoded * matrix * (1 + 2 * (2 if fp8 else 1))
-        return beside + held + max(3 * element * inner, gate, through - 2 * decoded * matrix)
-    return beside + max(recomputing, gate, through)
+        return max(attending, beside + held + max(3 * element * inner, gate, through - 2 * decoded * matrix))
+    return max(attending, beside + max(recomputing, gate, through))
 
 
 def _products(shape: ModelShape, name: Name) -> int:
