@@ -75,17 +75,19 @@ def test_the_peak_is_the_sum_of_what_meets_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels", "measured"),
-    [("mistral", "bf16", 7125), ("mistral", "fp8", 7119), ("llama3", "bf16", 7009), ("gemma", "bf16", 7129),
-     ("phi3", "bf16", 6977)],
+    ("name", "kernels", "length", "measured"),
+    [("mistral", "bf16", 2048, 7087), ("mistral", "fp8", 2048, 6899), ("mistral", "fp8", 16384, 7027),
+     ("llama3", "fp8", 2048, 6981), ("gemma", "fp8", 2048, 6997), ("phi3", "fp8", 2048, 6987)],
 )  # fmt: skip
-def test_peaks_of_the_fast_layers_are_those_measured(name: str, kernels: str, measured: int) -> None:
+def test_peaks_of_the_fast_layers_are_those_measured(name: str, kernels: str, length: int, measured: int) -> None:
     """By the driver, in scripts/bench/train.py on an H100 with a budget of 7,150 MiB (README, 2026-11)."""
     family, card = get_family(name), find_card("h100")
-    chosen = options(family, **{"model.kernels": kernels, "model.memory_budget": "7150MiB", "model.optimizer": "adamw"})
+    optimizer = "adamw_8bit" if length > 2048 else "adamw"
+    changes = {"model.kernels": kernels, "model.memory_budget": "7150MiB", "model.optimizer": optimizer}
+    chosen = options(family, **changes, **{"data.max_length": length})
     gpu = Gpu(name=card.name, total=card.memory, reserved=0, used=0)
     plan = plan_memory(shape_of(family.config, family), family, chosen, gpu)
-    assert plan.peak / MIB == pytest.approx(measured, rel=0.03)
+    assert measured <= plan.peak / MIB <= 1.035 * measured
 
 
 def test_shapes_stand_for_a_live_fast_layer(family: Family, tiny: TinyCheckpoint) -> None:
