@@ -149,6 +149,35 @@ def test_an_array_goes_on_after_a_broken_element(tmp_path: Path) -> None:
     assert [row.kind for _, row in rows if isinstance(row, Unreadable)] == ["broken-json", "broken-json"]
 
 
+def test_the_first_list_of_rows_is_read_and_a_second_one_reported(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    row = '{"question": "%s", "answer": "1"}'
+    path.write_text('{"tags": ["x", "y"], "data": [' + row % "a" + ", " + row % "b" + '], "version": 1}')
+    assert [each["question"] for _, each in read(path) if isinstance(each, dict)] == ["a", "b"]
+    for before in ("", '"tags": ["x"], '):
+        path.write_text("{" + before + '"train": [' + row % "a" + '], "validation": [' + row % "b" + "]}")
+        first, second = (each for _, each in read(path))
+        assert isinstance(first, dict) and isinstance(second, Unreadable)
+        assert "'validation' is a second list of rows" in second.detail
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8"])
+def test_a_byte_order_mark_is_no_text_whatever_the_encoding_is_called(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n', encoding="utf-8-sig")
+    (source,) = open_source(str(path), 0, columns=None, shape=None, encoding=encoding, delimiter=None)
+    assert [parse_row(str(row)) for batch in source.batches() for _, row in batch.rows] == [
+        {"question": "a", "answer": "1"}
+    ]
+
+
+def test_half_a_character_of_utf16_is_a_bad_row_and_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"question": "a", "answer": "1"}\n{"q'.encode("utf-16-le")[:-1])
+    (source,) = open_source(str(path), 0, columns=None, shape=None, encoding="UTF-16LE", delimiter=None)
+    assert len([row for batch in source.batches() for row in batch.rows]) == 2
+
+
 def test_a_long_array_on_one_line_is_read_in_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 
@@ -168,6 +197,22 @@ def test_a_long_array_on_one_line_is_read_in_little_memory(tmp_path: Path) -> No
     tracemalloc.stop()
     assert (good, bad) == (3000, 1)
     assert peak < 10 * MAX_ROW
+
+
+@pytest.mark.parametrize("head", [",,\n", "\n,,\n , \n", ""])
+def test_rows_of_empty_cells_before_the_header_are_nothing(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(head + "question,answer,\na,1,\nb,2,x\n")
+    assert [(row["question"], row["answer"]) for _, row in read(path) if isinstance(row, dict)] == [
+        ("a", "1"),
+        ("b", "2"),
+    ]
+
+
+def test_columns_without_a_name_do_not_share_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer,,\na,1,,\n")
+    assert [(row["question"], row["answer"]) for _, row in read(path) if isinstance(row, dict)] == [("a", "1")]
 
 
 def test_empty_cells_beyond_the_header_are_nothing(tmp_path: Path) -> None:

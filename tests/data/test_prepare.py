@@ -69,6 +69,44 @@ def test_a_set_of_one_pattern_is_split_and_reported(tmp_path: Path) -> None:
     assert any("alike" in advice["text"] for advice in value["advice"])
 
 
+def test_large_groups_that_stay_whole_are_not_torn(tmp_path: Path) -> None:
+    rows = [{**row, "group": f"g{number % 3}"} for number, row in enumerate(numbered(60))]
+    path = str(write_csv(tmp_path / "a.csv", rows))
+    value = prepare([path], tmp_path / "out", val_fraction=0.1, test_fraction=0.1).value
+    assert [value["splits"][split]["rows"] for split in SPLITS] == [20, 20, 20]
+    assert value["split_rule"]["rows_torn"] == value["split_rule"]["rows_moved"] == 0
+    assert not any("alike" in advice["text"] for advice in value["advice"])
+
+
+def test_a_set_without_training_rows_is_not_fit(tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "a.csv", numbered(3)))
+    for seed in range(20):
+        options: dict[str, Any] = {"val_fraction": 0.45, "test_fraction": 0.45, "seed": seed}
+        value = prepare([path], tmp_path / f"out{seed}", **options).value
+        empty = not value["splits"]["train"]["rows"]
+        assert empty == any("the train split is empty" in advice["text"] for advice in value["advice"])
+        if empty:
+            return
+    pytest.fail("no seed left the train split empty")
+
+
+def test_files_of_one_name_do_not_share_their_rows_names(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(str(write_csv(tmp_path / folder / "data.csv", numbered(20, start=100 * len(paths)))))
+    prepare(paths, tmp_path / "out")
+    ids = [row.id for split in SPLITS for row in read_prepared(tmp_path / "out" / f"{split}.jsonl")]
+    assert len(ids) == len(set(ids)) == 40
+
+
+def test_a_lone_surrogate_in_a_fields_name_costs_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"qu\\ud800": "x", "b": 1}\n{"question": "What?", "answer": "That."}\n')
+    value = prepare([str(path)], tmp_path / "out").value
+    assert (value["counts"]["rows_kept"], value["counts"]["rows_rejected"]) == (1, 1)
+
+
 def test_drop_rejects_what_would_be_noted(tmp_path: Path) -> None:
     row = numbered(1)[0]
     rows = [*numbered(40), {**row, "answer": row["answer"].replace(" ", " so ", 1)}]

@@ -60,6 +60,14 @@ def test_another_familys_control_tokens_are_plain_text(tokenizer: PreTrainedToke
     encode(prompt(f"What does {foreign} mean?"), tokenizer, family, answer_next=True)
 
 
+def test_special_tokens_that_forge_no_turn_are_plain_text(tiny) -> None:
+    """SmolLM2 calls fourteen words special that `prepare` accepts: <filename>, <reponame>, <issue_start> …"""
+    family = get_family("smollm2")
+    tokenizer = load_tokenizer(str(tiny("smollm2")), family)
+    tokenizer.add_tokens(["<filename>"], special_tokens=True)
+    encode(prompt("What does git add <filename> do?"), tokenizer, family, answer_next=True)
+
+
 def test_added_tokens_that_are_not_special_are_plain_text(tmp_path, tiny) -> None:
     """Gemma's tokenizer.json lists line breaks and HTML tags as added tokens."""
     family = get_family("gemma")

@@ -135,6 +135,30 @@ def test_personal_data_is_found_and_masked(text: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("4111 1111 1111 1111 12/25", "[CARD] 12/25"),
+        ("4111 1111 1111 1111 123", "[CARD] 123"),
+        ("12/25 4111 1111 1111 1111", "12/25 [CARD]"),
+        ("4111 1111 1111 1111 5500-0000-0000-0004", "[CARD] [CARD]"),
+        ("212-555-0123 / 212-555-0124", "[PHONE] / [PHONE]"),
+        ("open at 212-555-0123 24/7", "open at [PHONE] 24/7"),
+    ],
+)
+def test_a_number_is_found_beside_another(text: str, masked: str) -> None:
+    assert scan(text, redact=True)[0] == masked
+
+
+def test_what_is_noted_of_a_masked_text_is_masked() -> None:
+    address = "john.smith@example.com"
+    _, found = check(sample("Q?", f"{TALK} and then he wrote to {address}"), redact=True)
+    assert not any("smith" in each.detail or "example" in each.detail for each in found)
+    with pytest.raises(RowError) as fault:
+        check(sample(f"{'x' * 70} {address}", f"{'x' * 70} {address}"), redact=True)
+    assert "smith" not in fault.value.detail
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "4111 1111 1111 1112", "pi is 3.14159265358979", "2024-01-05 12:30:00", "192.168.100.200", "a@b",

@@ -54,6 +54,22 @@ def test_samples_left_out_count_nowhere() -> None:
     assert (nothing.value, nothing.low, nothing.n) == (None, None, 0)
 
 
+@pytest.mark.parametrize("groups", [2, 3, 5, 8])
+def test_few_groups_prove_little(groups: int) -> None:
+    """However large the difference: that all groups agree happens by chance once in 2 ** (groups - 1)."""
+    before: list[Part] = [(20.0 + number, 10.0) for number in range(groups)]
+    after: list[Part] = [(10.0 + number, 10.0) for number in range(groups)]
+    found = compare(PERPLEXITY, before, after, singles(groups), seed=0)
+    assert found is not None and found.p == 2.0 ** (1 - groups)
+
+
+def test_no_finite_number_has_no_interval() -> None:
+    broken: list[Part] = [(math.nan, 10.0)] * 3
+    found = estimate(PERPLEXITY, broken, singles(3), seed=0)
+    assert (found.value, found.low, found.high) == (None, None, None)
+    assert compare(PERPLEXITY, [(1.0, 10.0)] * 3, broken, singles(3), seed=0) is None
+
+
 def test_the_same_twice_is_no_difference() -> None:
     parts: list[Part] = [(float(number), 3.0) for number in range(50)]
     found = compare(PERPLEXITY, parts, parts, singles(50), seed=1)

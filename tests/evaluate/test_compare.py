@@ -76,6 +76,22 @@ def test_many_tests_are_corrected(tmp_path: Path) -> None:
     assert among["prompts_passed", names[0], names[1]].sentence.startswith("no difference shown")
 
 
+def test_other_pairs_of_question_and_answer_are_not_compared(tmp_path: Path) -> None:
+    values = [scores(0.1), scores(0.2)]
+    for value, pairs in zip(values, ("p1", "p2"), strict=True):
+        value["fingerprints"]["pairs"] = pairs
+        drawn = 32 - int(pairs[1])
+        value["metrics"]["question_use"] = {
+            "groups": [str(number) for number in range(drawn)], "base": [[1.0, 4]] * drawn, "tuned": [[2.0, 4]] * drawn
+        }  # fmt: skip
+    names = [write(tmp_path, f"r{number}", value) for number, value in enumerate(values)]
+    found = compare_runs(names)
+    assert {duel.metric for duel in found.duels} == {"perplexity", "prompts_passed"}
+    assert any("Use of the question" in note for note in found.notes)
+    for name in names:
+        assert "question_use" in {duel.metric for duel in compare_runs([name, "base"]).duels}
+
+
 def test_other_rows_are_refused(tmp_path: Path) -> None:
     a = write(tmp_path, "a", scores(0.1))
     other = write(tmp_path, "other", scores(0.1, rows="r2", base="b2"))

@@ -1,5 +1,8 @@
 """What is asked of both models, for conversations of several turns too."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from app.data.module import SFTDataModule
@@ -69,6 +72,24 @@ def test_questions_end_before_the_answer(module: SFTDataModule) -> None:
         text = module.tokenizer.decode(each.prompt)
         assert each.messages[-1].content in text and each.reference not in text
         assert each.sampling.max_tokens == 9
+
+
+def test_another_seed_asks_the_same(module: SFTDataModule) -> None:
+    first = plan(module)
+    module.seed, before = 43, module.seed
+    other = plan(module)
+    module.seed = before
+    assert other == first
+
+
+def test_a_long_row_does_not_take_the_place_of_one_that_begins_it(tiny: TinyCheckpoint, tmp_path: Path) -> None:
+    short, longer = conversation(1, 1, 1), conversation(1, 2, 1)
+    longer = replace(longer, messages=(*longer.messages[:-1], Message(role="assistant", content="word " * 400)))
+    for name, rows in (("train", [conversation(99, 1, 2)]), ("val", []), ("test", [longer, short])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(map(dump_line, rows)))
+    made = SFTDataModule(path=str(tmp_path), base=str(tiny("mistral")), family="mistral", max_length=256)
+    made.setup("test")
+    assert [row.conversation.messages for row in heldout_rows(made, "test")] == [short.messages]
 
 
 def test_fingerprints_tell_what_differs(module: SFTDataModule) -> None:

@@ -75,7 +75,7 @@ def survey(path: Path, *, encoding: str | None) -> TextFacts:
             if broken and sum(map(len, tell_tale)) < 65536:
                 tell_tale.extend(re.findall(rb"[^\n]*[\x80-\xff][^\n]*", block)[:400])
     if encoding:
-        found, note = encoding, "given"
+        found, note = _named(encoding, head), "given"
     else:
         found, note = _encoding(head, good=good, bad=bad, sample=b"\n".join(tell_tale)[:65536])
     return TextFacts(encoding=found, note=note, size=size, head=_decode_head(head, found))
@@ -121,10 +121,15 @@ def _code_page(sample: bytes) -> str:
     return best.encoding if best is not None else "cp1252"
 
 
-def _decode_head(head: bytes, encoding: str) -> str:
+def _named(encoding: str, head: bytes) -> str:
     try:
-        return head.decode(encoding, "replace").replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+        name = codecs.lookup(encoding).name
     except LookupError as fault:
         raise DataError(
             f"there is no encoding {encoding!r}", where="--encoding", remedy="use one such as utf-8 or cp1252"
         ) from fault
+    return "utf-8-sig" if name == "utf-8" and head.startswith(codecs.BOM_UTF8) else name
+
+
+def _decode_head(head: bytes, encoding: str) -> str:
+    return head.decode(encoding, "replace").replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")

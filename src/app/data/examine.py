@@ -121,7 +121,8 @@ def examine(batch: Batch, rules: Rules) -> Examined:
                 known[names] = find_shape(names, columns=rules.columns, wanted=rules.shape)
             shape = known[names]
             if shape is None:
-                raise RowError("missing-field", f"no question and answer among the fields {', '.join(names)[:200]}")
+                listed = ", ".join(map(repr, names))
+                raise RowError("missing-field", f"no question and answer among the fields {listed[:200]}")
             conversation, explicit, tokens = _accept(fields, shape, batch.file, line, rules, findings)
             label = group_of(fields, shape.columns.get("label"))
             record = dump_line(conversation).encode()
@@ -154,7 +155,7 @@ def examine(batch: Batch, rules: Rules) -> Examined:
                     redact=rules.redact,
                 )
             )  # fmt: skip
-            findings.append((fault.kind, line, fault.detail))
+            findings.append((fault.kind, line, redact_value(fault.detail) if rules.redact else fault.detail))
     return Examined(
         file=batch.file, source=batch.source, consumed=batch.consumed, rows=len(batch.rows),
         records=b"".join(records), numbers=np.array(numbers, dtype=NUMBERS), sketches=sketch(texts),

@@ -28,6 +28,7 @@ class Findings:
 
     def add(self, kind: str, *, file: str, line: int, detail: str) -> None:
         self.counts[kind] += 1
+        detail = detail.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be written
         rows = self.rows.setdefault(kind, [])
         if len(rows) < EXAMPLES:
             rows.append(Where(file=file, line=line, detail=detail))

@@ -12,6 +12,7 @@ from app.data.shapes import NAMES
 from app.errors import DataError
 
 _NEXT = re.compile(r"[\s,]*")
+_FURTHER = re.compile(r"\"([^\"\\]*)\"\s*:\s*\[\s*\{")
 
 
 class DuplicateKeyError(ValueError):
@@ -91,13 +92,14 @@ class _Text:
 
 
 def json_document(path: Path, facts: TextFacts) -> Iterator[tuple[int, Row, int]]:
-    """The elements of an array, or of the first array in an object such as ``{"data": [...]}``; or the one object.
+    """The elements of an array, or of the first array of objects in an object such as ``{"data": [...]}``; or the one
+    object. A further array of objects beside the first is rejected as a whole.
 
     Elements are decoded one at a time, so that neither a long array nor one without line breaks fills the memory. Of an
     element that is broken the text up to the next one is rejected.
     """
     source = _Text(path, facts)
-    opening = re.match(r"\s*(?:\{\s*\"([^\"\\]*)\"\s*:\s*)?\[", source.text)
+    opening = re.match(r"\s*(?:\{\s*\"([^\"\\]*)\"\s*:\s*(?=\[\s*\[?\s*\{))?\[", source.text)
     if opening is None or opening[1] in NAMES["messages"]:
         yield from _single(source, path, facts)
         return
@@ -137,6 +139,18 @@ def json_document(path: Path, facts: TextFacts) -> Iterator[tuple[int, Row, int]
         rest = source.text[source.at + 1 :].strip()
         row = Unreadable(kind="broken-json", detail="text after the end of the array", text=rest[:2000])
         yield source.line, row, source.consumed
+    elif opening[1] is not None:
+        while not source.ended and len(source.text) < MAX_ROW:
+            source.more()
+        further = _FURTHER.search(source.text, source.at + 1)
+        if further is not None:
+            yield source.line, _unread(further[1], source.text[further.start() :]), source.consumed
+
+
+def _unread(name: str, text: str) -> Unreadable:
+    """A list of rows that is not the first of its document."""
+    detail = f"{name!r} is a second list of rows: only a document's first is read; write each to a file of its own"
+    return Unreadable(kind="broken-json", detail=detail, text=text[:2000])
 
 
 def _end_of_broken(source: _Text, fault: Exception, first_key: str) -> int:
@@ -158,11 +172,13 @@ def _single(source: _Text, path: Path, facts: TextFacts) -> Iterator[tuple[int, 
         source.more()
     parsed = parse_row(source.text)
     if isinstance(parsed, dict):
-        lists = [v for v in parsed.values() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)]
-        nested = next((v for v in lists if not _is_messages(v)), None)
+        lists = {k: v for k, v in parsed.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)}
+        nested, *further = [*(name for name, value in lists.items() if not _is_messages(value)), None]
         if nested is not None:
-            for number, value in enumerate(nested, start=1):
+            for number, value in enumerate(lists[nested], start=1):
                 yield number, value, facts.size
+            for name in further[:-1]:
+                yield len(lists[nested]) + 1, _unread(str(name), json.dumps(lists[str(name)])), facts.size
             return
     yield 1, source.damage or parsed, facts.size
 

@@ -1,8 +1,10 @@
 """From inputs to a prepared folder: read, check, drop copies, split, write; in bounded memory, all or nothing."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -182,4 +184,9 @@ def _open_all(
     if faults:
         lines = [f"{fault.what} ({fault.remedy})" for fault in faults]
         raise DataError(several(f"{len(faults)} inputs cannot be used", lines), remedy="correct each of them")
-    return opened
+    # Rows are named after their file: two of one name (a/data.csv, b/data.csv) must not share their rows' names.
+    names = Counter(source.name for source in opened)
+    return [
+        replace(source, name=str(source.path)) if names[source.name] > 1 and source.path is not None else source
+        for source in opened
+    ]

@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w@])")
-_DIGITS = re.compile(r"(?<![\w.,/=-])(?:\+|\(|00)?\d[\d ()./-]{5,24}\d(?![\w])")
-"""Runs of digits and separators: each is looked at more closely by `_number`."""
+_DIGITS = re.compile(r"(?<![\w.,/=-])(?:\+|\(|00)?\d[\d ()./-]{5,60}\d(?![\w])")
+"""Runs of digits and separators: each is looked at more closely by `_masked`."""
 _LONG_NUMBER = re.compile(r"[0-9][0-9 ()./-]{5,24}[0-9]")
 """Whether a closer look pays: it begins with a set of characters, which `re` skips to at a tenth of the time."""
 _PHONE = re.compile(
@@ -17,6 +18,8 @@ _PHONE = re.compile(
     r"|0[1-9](?:[ .]\d{2}){4}"  # 01 23 45 67 89
 )
 _CARD = re.compile(r"\d(?:[ -]?\d){12,18}")
+_GROUPS = re.compile(r"\d{3,}(?:[ -]\d{3,})*")
+"""How cards are printed, so that beside other numbers a part of a list of small ones is not taken for one."""
 _ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
     r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35\d{14}|6(?:011|5\d\d|4[4-9]\d)\d{12}|62\d{14,17}"
@@ -48,30 +51,52 @@ def scan(text: str, *, redact: bool) -> tuple[str, Counter[str]]:
     """The text, masked if asked for, and how many of each kind it holds."""
     found: Counter[str] = Counter()
 
-    def mask(kind: str, match: re.Match[str]) -> str:
+    def mask(kind: str, text: str) -> str:
         found[kind] += 1
-        return f"[{kind.upper()}]" if redact else match[0]
+        return f"[{kind.upper()}]" if redact else text
 
     if any(hint in text for hint in _KEY_HINTS):
-        text = _KEY.sub(lambda match: mask("api-key", match), text)
+        text = _KEY.sub(lambda match: mask("api-key", match[0]), text)
     if "@" in text:
-        text = _EMAIL.sub(lambda match: mask("email", match), text)
+        text = _EMAIL.sub(lambda match: mask("email", match[0]), text)
     if _LONG_NUMBER.search(text):
-        text = _DIGITS.sub(lambda match: _number(match, mask), text)
+        text = _DIGITS.sub(lambda match: _masked(match[0], mask), text)
     return text, found
 
 
-def _number(run: re.Match[str], mask: Any) -> str:
-    text: str = run[0]
-    card = _CARD.search(text)
-    if card is not None:
-        digits = re.sub(r"\D", "", card[0])
-        if _ISSUERS.fullmatch(digits) and luhn(digits):
-            return text[: card.start()] + str(mask("card", card)) + text[card.end() :]
-    phone = _PHONE.fullmatch(text)
-    if phone is not None and 7 <= sum(map(str.isdigit, text)) <= 15:
-        return str(mask("phone", phone))
+def _masked(text: str, mask: Callable[[str, str], str]) -> str:
+    """Digits and separators with the cards and phone numbers in them masked, one after the other."""
+    for kind, found in (("card", _card(text)), ("phone", _phone(text))):
+        if found is not None:
+            start, end = found
+            return _masked(text[:start], mask) + mask(kind, text[start:end]) + _masked(text[end:], mask)
     return text
+
+
+def _card(text: str) -> tuple[int, int] | None:
+    """Where a card's number stands: an expiry date or another number may stand beside it."""
+    for begin in re.finditer(r"(?<!\d)\d", text):
+        match = _CARD.match(text, begin.start())
+        piece = "" if match is None else match[0]
+        while piece:
+            start, end = begin.start(), begin.start() + len(piece)
+            digits = re.sub(r"\D", "", piece)
+            whole = not text[end : end + 1].isdigit() and (piece == text or _GROUPS.fullmatch(piece))
+            if whole and _ISSUERS.fullmatch(digits) and luhn(digits):
+                return start, end
+            piece = piece[: max(piece.rfind(" "), piece.rfind("-"), 0)]
+    return None
+
+
+def _phone(text: str) -> tuple[int, int] | None:
+    """Where a phone number stands: it is all of the text, or ends where a space or slash stands, or begins there."""
+    cuts = [cut.span() for cut in re.finditer(r"[ /]+", text)]
+    whole = (0, len(text))
+    for start, end in [whole, *((0, cut[0]) for cut in reversed(cuts)), *((cut[1], len(text)) for cut in cuts)]:
+        piece = text[start:end]
+        if 7 <= sum(map(str.isdigit, piece)) <= 15 and _PHONE.fullmatch(piece):
+            return start, end
+    return None
 
 
 def redact_value(value: Any) -> Any:

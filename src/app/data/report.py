@@ -184,6 +184,8 @@ def _advice(value: dict[str, Any]) -> list[dict[str, str]]:
     for name, fraction in (("val", "val_fraction"), ("test", "test_fraction")):
         if counts["rows_kept"] and value["split_rule"][fraction] > 0 and not splits[name]["rows"]:
             say("error", f"the {name} split is empty", "add rows of other groups, or raise its fraction")
+    if counts["rows_kept"] and not splits["train"]["samples"]:
+        say("error", "the train split is empty", "lower the other splits' fractions, or add rows of other groups")
     if value["split_rule"]["rows_torn"]:
         text = f"{value['split_rule']['rows_torn']:,} rows are so alike that keeping them on one side is impossible"
         say("warning", text, "validation will look better than it is: drop near-duplicates, or give a group column")

@@ -64,7 +64,7 @@ class Source:
             assert self.header is not None
             numbered = islice(numbered, self.options["skip"], None)
             rows = records(numbered, self.options["dialect"], cells=len(self.header))
-            next(rows, None)
+            _skip_header(rows)
         elif self.format == "json":
             rows = json_document(self.path, self.facts)
         elif self.format == "text":
@@ -182,10 +182,17 @@ def _file(
     )  # fmt: skip
 
 
+def _skip_header(rows: Iterator[tuple[int, Row, int]]) -> None:
+    """Goes past the header, and past the rows of empty cells that stand before it."""
+    for _, row, _ in rows:
+        if not isinstance(row, list) or "".join(row).strip():
+            return
+
+
 def _require_shape(
     names: tuple[str, ...], path: Path, *, columns: Mapping[str, str] | None, shape: ShapeName | None
 ) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name and names.count(name) > 1})
     missing = [column for column in (columns or {}).values() if column not in names]
     listed = ", ".join(repr(name) for name in names[:30])
     if missing:

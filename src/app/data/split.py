@@ -60,7 +60,8 @@ def assign(
     count = max(1, int(among.sum()))
     labels = linked
     sizes = np.bincount(linked[among], minlength=len(linked))
-    too_large = sizes > max(10, LARGEST_COMPONENT * count)
+    parts = np.unique(np.stack([linked[among], groups[among]]), axis=1)  # a component that is one group stays whole
+    too_large = (sizes > max(10, LARGEST_COMPONENT * count)) & (np.bincount(parts[0], minlength=len(linked)) > 1)
     torn = int(sizes[too_large].sum())
     if torn:
         labels = np.where(too_large[linked], groups, linked)
@@ -68,9 +69,10 @@ def assign(
     at = positions[roots]
     split = np.full(len(positions), 0, dtype=np.int8)
     chosen = np.zeros(len(positions), dtype=np.int8)
+    filled = np.zeros(len(positions), dtype=np.bool_)
     if strata is None:
         chosen[roots] = _by_value(at, val_fraction, test_fraction)
-        _fill_empty(chosen, roots, at, val_fraction, test_fraction)
+        filled[_fill_empty(chosen, roots, at, val_fraction, test_fraction)] = True
     else:
         weights = np.bincount(labels[among], minlength=len(labels))[roots]
         for stratum in np.unique(strata[roots]):
@@ -78,7 +80,7 @@ def assign(
             chosen[roots[inside]] = _by_rank(at[inside], weights[inside], val_fraction, test_fraction)
     split[among] = chosen[labels[among]]
     own = _by_value(positions, val_fraction, test_fraction)
-    moved = among & (own != split) & (labels != np.arange(len(labels))) & (strata is None)
+    moved = among & (own != split) & (labels != np.arange(len(labels))) & ~filled[labels] & (strata is None)
     return Assignment(split=split, moved=moved, torn=torn)
 
 
@@ -98,11 +100,14 @@ def _by_rank(
 
 def _fill_empty(
     chosen: NDArray[np.int8], roots: NDArray[np.int64], at: NDArray[np.float64], val: float, test: float
-) -> None:
-    """Gives a split that chance left empty the component nearest to its range, if train keeps one."""
+) -> list[np.int64]:
+    """Gives a split that chance left empty the component nearest to its range, if train keeps one; returns these."""
+    given = []
     order = roots[np.argsort(at, kind="stable")]
     for number, wanted in ((2, test), (1, val)):
         if wanted > 0 and not (chosen[roots] == number).any():
             candidates = order[chosen[order] == 0]
             if len(candidates) > 1:
                 chosen[candidates[0]] = number
+                given.append(candidates[0])
+    return given

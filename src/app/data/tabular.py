@@ -194,6 +194,7 @@ def _score(
     header = tuple(rows[0])
     usual = len(header)
     regular = sum(len(row) == usual for row in rows) / (len(rows) + broken)
-    known = find_shape(header, columns=columns, wanted=wanted) is not None and len(set(header)) == len(header)
+    named = [name for name in header if name]
+    known = find_shape(header, columns=columns, wanted=wanted) is not None and len(set(named)) == len(named)
     # Rounded, so that of dialects equally regular the first tried (comma, double quote, no escapes) wins.
     return (float(known), round(regular, 2), float(min(usual, 50) > 1), float(usual)), header

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from app.artifact import GoldenEncoding, sha256_text
 from app.data.records import Message
 from app.data.render import render
+from app.data.validate import control_tokens
 from app.errors import DataError, ModelError, RunError
 from app.families import Family
 from app.hub import checkpoint_faults
@@ -65,13 +66,18 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast", family: Family) -> dict[st
 
 @lru_cache(maxsize=8)
 def _control_ids(tokenizer: "PreTrainedTokenizerFast", tokens: tuple[str, ...]) -> frozenset[int]:
-    """Ids that text must not forge: the special tokens, and the format's own ``tokens``.
+    """Ids that text must not forge: the format's own ``tokens``, and special ones that `prepare` refuses in texts.
 
-    Added tokens that are not special are plain text (Gemma has line breaks and HTML tags among them). Remembered,
-    because asking Mistral's tokenizer takes 0.4 ms, more than encoding a short conversation.
+    All others are plain text: Gemma has line breaks and HTML tags among its added tokens, and SmolLM2 calls
+    ``<filename>`` special, as it stands in "git add <filename>". Remembered, because asking Mistral's tokenizer takes
+    0.4 ms, more than encoding a short conversation.
     """
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids) | set(tokenizer.convert_tokens_to_ids(list(tokens))))
+    special = {
+        index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special and control_tokens().fullmatch(token.content)
+    }
+    return frozenset(special | set(tokenizer.convert_tokens_to_ids(list(tokens))))
 
 
 def encode(
@@ -86,7 +92,7 @@ def encode(
     encoded = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-    control = _control_ids(tokenizer, family.chat.tokens)
+    control = _control_ids(tokenizer, (*family.chat.tokens, *family.stop_tokens))
     trained = [False] * len(ids)
     spans, contents = iter(rendered.trained), iter(rendered.content)
     span, content = next(spans, None), next(contents, None)

@@ -35,6 +35,7 @@ def control_tokens() -> re.Pattern[str]:
     All families', not one's: prepared data is not tied to a model, and a tokenizer reads such a text as a real turn.
     """
     tokens = {"<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}
+    tokens |= {"[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"}
     for family in all_families().values():
         chat = family.chat
         forms = (chat.bos, chat.system or "", chat.user, chat.answer_open, chat.answer, chat.answer_close)
@@ -67,10 +68,8 @@ def check(conversation: Conversation, *, redact: bool) -> tuple[Conversation, li
             raise RowError(kind, f"message {number} ({message.role}) has no visible text")
     for asked, answered in pairwise(messages):
         if answered.role == "assistant" and _same(asked.content, answered.content):
-            raise RowError("prompt-is-answer", f"both are {answered.content.strip()[:80]!r}")
-    ending = cut_off(messages[-1].content)
-    if ending:
-        findings.append(Finding(kind="cut-off", detail=f"it ends with {ending!r}"))
+            shown = scan(answered.content.strip(), redact=redact)[0]
+            raise RowError("prompt-is-answer", f"both are {shown[:80]!r}")
     private: Counter[str] = Counter()
     scanned = []
     for message in messages:
@@ -80,6 +79,9 @@ def check(conversation: Conversation, *, redact: bool) -> tuple[Conversation, li
     findings.extend(
         Finding(kind=kind, detail=f"{count}" + (", masked" if redact else "")) for kind, count in private.items()
     )
+    ending = cut_off(scanned[-1].content)
+    if ending:
+        findings.append(Finding(kind="cut-off", detail=f"it ends with {ending!r}"))
     return replace(conversation, messages=tuple(scanned)), findings
 
 

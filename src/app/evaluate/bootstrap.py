@@ -80,7 +80,7 @@ def estimate(metric: Metric, parts: Sequence[Part], groups: Sequence[str], *, se
     distinct = len(set(counted))
     low = high = None
     if distinct > 1:
-        low, high = interval(metric.value(resample(sums, groups, seed=seed)))
+        low, high = interval(metric.value(resample(sums, groups, seed=seed))) or (None, None)
     return Estimate(
         value=value if math.isfinite(value) else None,
         low=low,
@@ -95,7 +95,8 @@ def estimate(metric: Metric, parts: Sequence[Part], groups: Sequence[str], *, se
 def compare(
     metric: Metric, first: Sequence[Part], second: Sequence[Part], groups: Sequence[str], *, seed: int
 ) -> Difference | None:
-    """Is the second model different from the first? None where fewer than two groups were counted for both.
+    """Is the second model different from the first? None where fewer than two groups were counted for both, or where a
+    loss is not a finite number.
 
     Args:
         metric: which one.
@@ -111,14 +112,19 @@ def compare(
     before, after = as_sums([a for a, _, _ in pairs]), as_sums([b for _, b, _ in pairs])
     both = resample(np.concatenate([before, after], axis=1), names, seed=seed)  # [R, 4]
     differences = metric.value(both[:, 2:]) - metric.value(both[:, :2])
-    low, high = interval(differences)
+    between = interval(differences)
+    if between is None:
+        return None
+    low, high = between
     independent = distinct == len(pairs)
     if metric.binary and independent:
         won = int(((after[:, 0] == 1) & (before[:, 0] == 0)).sum())
         lost = int(((after[:, 0] == 0) & (before[:, 0] == 1)).sum())
         p, test = mcnemar(won, lost), "McNemar"
     else:
-        p, test = two_sided(differences), "bootstrap"
+        # Resamples of few groups vary too little: with two of them half of all differences by chance had p < 0.003. No
+        # test can say more than that all groups agree, which signs drawn at random do once in 2 ** (groups - 1).
+        p, test = max(two_sided(differences), 2.0 ** (1 - distinct)), "bootstrap"
     return Difference(
         difference=float(metric.value(after.sum(axis=0)) - metric.value(before.sum(axis=0))),
         low=low,
@@ -160,10 +166,12 @@ def _draws(size: int, seed: int, resamples: int) -> NDArray[np.uint8]:
     return counts
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile interval; resamples in which nothing was counted are passed over."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values[np.isfinite(values)], [tail, 1 - tail])
+def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Percentile interval; resamples in which nothing was counted are passed over. None where no value is finite."""
+    tail, finite = (1 - CONFIDENCE) / 2, values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
 
 

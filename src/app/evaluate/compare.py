@@ -12,6 +12,7 @@ from app.evaluate.bootstrap import Difference, Estimate, compare, estimate, holm
 from app.evaluate.findings import p_text
 from app.evaluate.metric import Metric, Part
 from app.evaluate.outcome import METRICS, verdict
+from app.evaluate.question_use import QUESTION_USE
 from app.evaluate.suite import SCORES
 
 BASE = "base"
@@ -108,6 +109,9 @@ def compare_runs(names: Sequence[str], *, metrics: Sequence[str] | None = None, 
         left = [metric.title for metric in shared if metric.tokens]
         shared = [metric for metric in shared if not metric.tokens]
         notes.append(f"other tokenizers count other tokens; left out: {', '.join(left)}")
+    elif QUESTION_USE in shared and len({contender.fingerprints.get("pairs") for contender in contenders}) > 1:
+        shared.remove(QUESTION_USE)
+        notes.append(f"the runs paired questions and answers otherwise; left out: {QUESTION_USE.title}")
     duels = []
     for metric in shared:
         for first, second in combinations(contenders, 2):

@@ -49,6 +49,14 @@ def forgetting(halves: Sequence[tuple[Sequence[Part], Sequence[Part]]], *, seed:
         resampled.append(ratio[1:])
         rows += len(both)
         tokens += float(both[:, 3].sum())
-    low, high = interval(np.expm1(np.mean(resampled, axis=0)))
-    value = math.expm1(sum(logs) / len(logs))
-    return Estimate(value=value, low=low, high=high, n=rows, groups=rows, excluded=0, denominator=tokens)
+    low, high = interval(np.expm1(np.mean(resampled, axis=0))) or (None, None)
+    value = float(np.expm1(sum(logs) / len(logs)))
+    return Estimate(
+        value=value if math.isfinite(value) else None,
+        low=low,
+        high=high,
+        n=rows,
+        groups=rows,
+        excluded=0,
+        denominator=tokens,
+    )

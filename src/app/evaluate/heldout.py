@@ -71,7 +71,7 @@ def heldout_rows(module: SFTDataModule, split: Split) -> list[HeldOutRow]:
     """The split's rows with their conversations; those that `fit` leaves out (too long) are left out here too.
 
     The token table keeps the conversations' order and skips some: a row belongs to the next conversation that
-    begins with its tokens (a truncated row is a beginning).
+    has its tokens, cut at the run's longest if need be.
     """
     rows = iter(module.rows[split])
     row = next(rows, None)
@@ -80,7 +80,7 @@ def heldout_rows(module: SFTDataModule, split: Split) -> list[HeldOutRow]:
         if row is None:
             break
         whole = encode(conversation.messages, module.tokenizer, module.family, answer_next=False)
-        if whole.input_ids[: len(row.input_ids)] == list(row.input_ids):
+        if whole.input_ids[: module.max_length] == list(row.input_ids):
             found.append(HeldOutRow(conversation=conversation, encoding=row))
             row = next(rows, None)
     assert row is None, "the token table holds a row of no conversation"

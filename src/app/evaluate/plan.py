@@ -20,6 +20,9 @@ from app.generate.sampling import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+SEED = 42
+"""Of what is drawn from the held-out rows: not the run's, or runs of other seeds could not be compared."""
+
 Task = Literal["heldout", "right", "swapped", "general_text", "general", "prompts"]
 
 
@@ -65,7 +68,7 @@ class Plan:
         left_out: held-out conversations that `fit` would have left out (too long).
         prompts: the benchmark prompts behind the questions of that task.
         fingerprints: part -> hash; what two runs must share to be compared: "rows" (texts held out), "tokens" (the
-            same rows as tokens), "questions", "general", "prompts".
+            same rows as tokens), "questions", "pairs" (of question and answer), "general", "prompts".
     """
 
     split: Split
@@ -90,7 +93,7 @@ def make_plan(
     Args:
         module: the run's data, from `open_heldout`.
         split: to measure on.
-        answers: held-out questions to answer, drawn with the run's seed.
+        answers: held-out questions to answer, the same ones for the same rows.
         max_tokens: of each answer.
         general: whether the general set is measured.
         prompts: benchmark prompts.
@@ -115,9 +118,10 @@ def make_plan(
             sampling=greedy,
             reference=row.conversation.messages[-1].content,
         )
-        for number, row in draw(held_out, answers, seed=module.seed)
+        for number, row in draw(held_out, answers)
     ]
-    rows += question_pairs(module, draw(held_out, ROWS, seed=module.seed))
+    pairs = question_pairs(module, draw(held_out, ROWS))
+    rows += pairs
     if general:
         rows += general_rows(tokenizer, family)
         questions += [
@@ -143,6 +147,7 @@ def make_plan(
             "rows": cache_key(rows=[row.conversation.to_json()["messages"] for row in held_out]),
             "tokens": cache_key(rows=[[row.encoding.input_ids, row.encoding.trained] for row in held_out]),
             "questions": _key(questions, "heldout"),
+            "pairs": cache_key(pairs=[[row.id, row.encoding.input_ids] for row in pairs]),
             "general": cache_key(asked=_key(questions, "general"), set=repr(general_set()) if general else ""),
             "prompts": cache_key(asked=_key(questions, "prompts"), checks=[repr(each.checks) for each in prompts]),
         },
@@ -159,9 +164,9 @@ def _key(questions: Iterable[Question], task: Task) -> str:
     )
 
 
-def draw(rows: Sequence[HeldOutRow], count: int, *, seed: int) -> list[tuple[int, HeldOutRow]]:
-    """``count`` of them with their numbers, the same ones for the same seed."""
-    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+def draw(rows: Sequence[HeldOutRow], count: int) -> list[tuple[int, HeldOutRow]]:
+    """``count`` of them with their numbers, always the same ones."""
+    chosen = random.Random(SEED).sample(range(len(rows)), min(count, len(rows)))
     return [(index, rows[index]) for index in sorted(chosen)]
 
 

@@ -17,7 +17,7 @@ from app.evaluate.heldout import Split, choose_split, open_heldout
 from app.evaluate.journal import Journal
 from app.evaluate.measure import is_complete, measure
 from app.evaluate.outcome import ANSWER_METRICS, ROW_METRICS, Measured, before_after, by_length, collect
-from app.evaluate.plan import make_plan
+from app.evaluate.plan import SEED, make_plan
 from app.evaluate.prompts import read_prompts
 from app.evaluate.question_use import QUESTION_USE
 from app.evaluate.report import as_text, build_report, write_report
@@ -50,7 +50,7 @@ def evaluate_run(
         run: the run directory.
         split: what to measure on; by default the test split, or where that is empty the validation split.
         data: where the data is now, if it has moved.
-        answers: how many held-out questions (drawn with the run's seed) are answered greedily.
+        answers: how many held-out questions (always the same of the same rows) are answered greedily.
         max_tokens: of each answer.
         general: whether forgetting is measured.
         prompts: a file of benchmark prompts.
@@ -76,7 +76,7 @@ def evaluate_run(
     directory = RunDirectory(run)
     manifest = directory.read_manifest()
     adapter = directory.require_adapter()
-    benchmark = read_prompts(prompts, seed=manifest.seed, max_tokens=max_tokens) if prompts else []
+    benchmark = read_prompts(prompts, seed=SEED, max_tokens=max_tokens) if prompts else []
     module = open_heldout(manifest, data=data)
     plan = make_plan(
         module,
