@@ -8,15 +8,15 @@ from app.__main__ import main
 QUESTIONS = 40
 
 
-def write_csv(path: Path) -> Path:
+def write_csv(path: Path, *, questions: int = QUESTIONS, group: int = 4) -> Path:
     """Questions with answers of uneven length, one group for each four."""
     with path.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["id", "question", "answer", "group"])
-        for number in range(QUESTIONS):
+        for number in range(questions):
             question = f"What is {number} plus {number * 3}, and why is it called a sum?"
             answer = f"It is {number * 4}." + " A sum adds one number to another." * (number % 5 + 1)
-            writer.writerow([f"row-{number}", question, answer, f"group-{number // 4}"])
+            writer.writerow([f"row-{number}", question, answer, f"group-{number // group}"])
     return path
 
 
