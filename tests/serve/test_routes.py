@@ -31,6 +31,16 @@ def test_generate(served: Served) -> None:
     assert 0 < body["timings"]["first_token_s"] <= body["timings"]["total_s"]
 
 
+def test_null_is_the_same_as_leaving_the_limit_out(served: Served) -> None:
+    by_null, by_default = (
+        served.client.post("/generate", json={"prompt": "What is a sum?", **limit}).json()
+        for limit in ({"max_tokens": None}, {})
+    )
+    assert by_null["text"] == by_default["text"] and by_null["completion_tokens"] == 256
+    # Nobody asked for so many: they give way to a context that has not the room.
+    assert served.client.post("/generate", json={"prompt": "word " * 300, "max_tokens": None}).status_code == 200
+
+
 def test_generate_streams_the_same_text(served: Served) -> None:
     whole = served.client.post("/generate", json=ASK).json()
     with served.client.stream("POST", "/generate", json={**ASK, "stream": True}) as answer:

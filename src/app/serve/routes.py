@@ -70,8 +70,9 @@ def generation_routes(server: Server) -> APIRouter:
             body,
             GenerateForm,
             prompts=lambda vocabulary: [vocabulary.conversation(messages)],
-            max_tokens=body.max_tokens,
-            shorten="max_tokens" not in body.model_fields_set,
+            max_tokens=body.max_tokens or 256,
+            # Null is no wish either.
+            shorten=body.max_tokens is None or "max_tokens" not in body.model_fields_set,
             temperature=0.0,
         )
 
