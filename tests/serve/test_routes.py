@@ -19,6 +19,7 @@ def refusal(answer: httpx.Response) -> dict[str, Any]:
     assert list(body) == ["error"] and sorted(body["error"]) == ["code", "message", "param", "type"]
     error: dict[str, Any] = body["error"]
     assert error["message"] and "/home" not in error["message"] and "Traceback" not in error["message"]
+    assert "list[" not in error["message"]  # names of our types
     return error
 
 
@@ -167,6 +168,20 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
         400,
         "invalid_value",
         "messages[0].role",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "y"}]}]},
+        400,
+        "unsupported_field",
+        "messages[0].tool_calls",
     ),
     ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_value", "messages"),
     ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "unsupported_field", "tools"),

@@ -12,7 +12,15 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.serve.api_error import ApiError, ErrorBody
 from app.serve.middleware import BodyLimit, Guard, Reception, record_of
-from app.serve.requests import ChatRequest, CompletionRequest, GenerateRequest, StreamOptions, TokenizeRequest, Turn
+from app.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    StreamOptions,
+    TextPart,
+    TokenizeRequest,
+    Turn,
+)
 from app.serve.routes import generation_routes
 from app.serve.server import Server
 from app.serve.status_routes import status_routes
@@ -24,7 +32,7 @@ are refused, never ignored. Answers carry `x-request-id`; a request may bring it
 
 _FIELDS = frozenset(
     name
-    for model in (GenerateRequest, ChatRequest, CompletionRequest, TokenizeRequest, Turn, StreamOptions)
+    for model in (GenerateRequest, ChatRequest, CompletionRequest, TokenizeRequest, Turn, TextPart, StreamOptions)
     for name in model.model_fields
 )
 _MESSAGE = 2000
@@ -104,11 +112,12 @@ async def _refuse_invalid(request: Request, fault: Exception) -> JSONResponse:
 def _field(error: dict[str, Any]) -> str:
     """The field at fault as clients write it: ``messages[0].content``; "" for the whole body."""
     # Where a field takes several types, their names stand in the place too; they say nothing to a client.
+    last = len(error["loc"]) - 1
     places = [
         place
         for number, place in enumerate(error["loc"])
         if error["type"] != "json_invalid"
-        and (isinstance(place, int) or place in _FIELDS or (error["type"] == "extra_forbidden" and number))
+        and (isinstance(place, int) or place in _FIELDS or (error["type"] == "extra_forbidden" and number == last))
     ]
     if named := error.get("ctx", {}).get("field"):
         places.append(named)
