@@ -25,6 +25,7 @@ def generation_routes(server: Server) -> APIRouter:
         body: SamplingFields,
         form: Callable[[str], Form],
         *,
+        field: str,
         prompts: Callable[[Vocabulary], list[list[int]]],
         count: int = 1,
         max_tokens: int | None,
@@ -41,8 +42,10 @@ def generation_routes(server: Server) -> APIRouter:
         work = await server.begin(
             arrived=request.scope["app.arrived"],
             model=body.model,
-            answers=count * each,
+            field=field,
             prompts=prompts,
+            count=count,
+            each=each,
             max_tokens=max_tokens,
             shorten=shorten,
             sampling=lambda index, limit: body.sampling(
@@ -69,6 +72,7 @@ def generation_routes(server: Server) -> APIRouter:
             request,
             body,
             GenerateForm,
+            field="prompt" if body.messages is None else "messages",
             prompts=lambda vocabulary: [vocabulary.conversation(messages)],
             max_tokens=body.max_tokens or 256,
             # Null is no wish either.
@@ -96,6 +100,7 @@ def generation_routes(server: Server) -> APIRouter:
                 logprobs=bool(body.logprobs),
                 usage=_usage(body),
             ),
+            field="messages",
             prompts=lambda vocabulary: [vocabulary.conversation(messages)],
             max_tokens=asked,
             shorten=False,
@@ -124,6 +129,7 @@ def generation_routes(server: Server) -> APIRouter:
                 logprobs=body.logprobs is not None,
                 usage=_usage(body),
             ),
+            field="prompt",
             prompts=lambda vocabulary: [vocabulary.text(part) if isinstance(part, str) else part for part in given],
             count=len(given),
             max_tokens=body.max_tokens or 16,
