@@ -272,6 +272,12 @@ def test_keys_and_origins(runs: dict[str, Path], tmp_path: Path) -> None:
         from_page = ask("good", origin="https://a.example")
         assert from_page.headers["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-origin" not in ask("good", origin="https://b.example").headers
+        asks = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"  # as OpenAI's client in a browser
+        preflight = {"access-control-request-method": "POST", "access-control-request-headers": asks}
+        route = f"{url}/v1/chat/completions"
+        allowed = httpx.options(route, headers={**preflight, "origin": "https://a.example"})
+        assert allowed.status_code == 200 and allowed.headers["access-control-allow-headers"] == asks
+        assert httpx.options(route, headers={**preflight, "origin": "https://b.example"}).status_code == 400
 
     with_server(runs, use, api_keys_file=str(file), cors_origins="https://a.example")
 
