@@ -246,7 +246,13 @@ def test_other_routes_and_methods(served: Served) -> None:
     answer = served.client.get("/generate")
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"
     assert refusal(answer)["code"] == "method_not_allowed"
-    assert served.client.post("/generate", content="prompt=x").status_code == 400
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_json_that_is_not_sent_as_json(served: Served, headers: dict[str, str]) -> None:
+    answer = served.client.post("/generate", content=json.dumps(ASK), headers=headers)
+    assert answer.status_code == 400
+    assert "send it with Content-Type: application/json" in refusal(answer)["message"]
 
 
 def test_what_asks_for_nothing_passes(served: Served) -> None:

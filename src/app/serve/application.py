@@ -98,6 +98,9 @@ async def _fail(request: Request, fault: Exception) -> JSONResponse:
 async def _refuse_invalid(request: Request, fault: Exception) -> JSONResponse:
     """A body that is no JSON, or not what the route takes: the first fault gives the field, all give the message."""
     assert isinstance(fault, RequestValidationError)
+    if isinstance(fault.body, bytes):  # not parsed, for it was not sent as JSON: `curl -d` says it is a form
+        text = "the body was not sent as JSON: send it with Content-Type: application/json"
+        return await _refuse(request, ApiError(400, text, code="invalid_json"))
     named = [(_field(error), error) for error in fault.errors()]
     texts = [
         error["msg"] if not field or "field" in error.get("ctx", {}) else f"{field}: {error['msg']}"
