@@ -68,12 +68,13 @@ def generation_routes(server: Server) -> APIRouter:
     ) -> Delivery:
         """One answer. With `stream`, events `{"text": …}` and, last, one with all that is not text."""
         messages = body.conversation()
+        field = "prompt" if body.messages is None else "messages"
         return await deliver(
             request,
             body,
             GenerateForm,
-            field="prompt" if body.messages is None else "messages",
-            prompts=lambda vocabulary: [vocabulary.conversation(messages)],
+            field=field,
+            prompts=lambda vocabulary: [vocabulary.conversation(messages, field=field)],
             max_tokens=body.max_tokens or 256,
             # Null is no wish either.
             shorten=body.max_tokens is None or "max_tokens" not in body.model_fields_set,

@@ -128,7 +128,7 @@ class Server:
         self.gate.enter(answers)
         try:
             ids = await self.encode(prompts)
-            limits = [self._limit(len(prompt), max_tokens, shorten=shorten) for prompt in ids]
+            limits = [self._limit(len(prompt), max_tokens, shorten=shorten, field=field) for prompt in ids]
             inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
             jobs = [
                 Job(
@@ -190,7 +190,7 @@ class Server:
         while self._works:
             await asyncio.sleep(0.02)
 
-    def _limit(self, prompt: int, max_tokens: int | None, *, shorten: bool) -> int:
+    def _limit(self, prompt: int, max_tokens: int | None, *, shorten: bool, field: str) -> int:
         """The most tokens of an answer to a prompt of that length."""
         context = self.backend.context
         room = context - prompt
@@ -200,10 +200,10 @@ class Server:
                 400,
                 f"the prompt has {prompt} tokens; with an answer of {asked} that is more than the context of {context}",
                 code="context_length_exceeded",
-                param="max_tokens" if room > 0 else "messages",
+                param="max_tokens" if room > 0 else field,
             )
         if prompt == 0:
-            raise ApiError(400, "the prompt is empty", code="invalid_value", param="prompt")
+            raise ApiError(400, "the prompt is empty", code="invalid_value", param=field)
         return min(max_tokens or room, room)
 
 
