@@ -93,8 +93,17 @@ def test_no_more_get_in_at_once_than_there_are_places(small: Served, monkeypatch
     with slowly(monkeypatch, 0.01), ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: small.client.post("/generate", json=SHORT), range(48)))
     assert most == 4
-    assert small.client.post("/v1/chat/completions", json=chat(n=5)).status_code == 429
     assert small.client.post("/v1/chat/completions", json=chat(n=4)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"prompt": "x", "n": 5}, "n"), ({"prompt": ["x"] * 5}, "prompt"), ({"prompt": ["x"] * 3, "n": 2}, "n")],
+)
+def test_more_answers_than_places_are_wrong_at_any_time(small: Served, body: dict[str, Any], param: str) -> None:
+    answer = small.client.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("invalid_value", param)
 
 
 def chat(**more: Any) -> dict[str, Any]:
@@ -263,6 +272,12 @@ def test_keys_and_origins(runs: dict[str, Path], tmp_path: Path) -> None:
         from_page = ask("good", origin="https://a.example")
         assert from_page.headers["access-control-allow-origin"] == "https://a.example"
         assert "access-control-allow-origin" not in ask("good", origin="https://b.example").headers
+        asks = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"  # as OpenAI's client in a browser
+        preflight = {"access-control-request-method": "POST", "access-control-request-headers": asks}
+        route = f"{url}/v1/chat/completions"
+        allowed = httpx.options(route, headers={**preflight, "origin": "https://a.example"})
+        assert allowed.status_code == 200 and allowed.headers["access-control-allow-headers"] == asks
+        assert httpx.options(route, headers={**preflight, "origin": "https://b.example"}).status_code == 400
 
     with_server(runs, use, api_keys_file=str(file), cors_origins="https://a.example")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import Headers
 
 from app.errors import ConfigError
 from app.serve import keys as keys_module
@@ -54,6 +55,15 @@ def test_a_file_names_keys_and_their_rates(tmp_path: Path, clock: Clock) -> None
         with pytest.raises(ApiError) as refused:
             keys.caller(wrong, "-")
         assert refused.value.status == 401 and refused.value.headers == {"WWW-Authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize("secret", ["schlüssel", "clé-à", "鍵"])
+def test_keys_need_not_be_ascii(secret: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"shop {secret}\n", encoding="utf-8")
+    header = Headers(raw=[(b"authorization", f"Bearer {secret} ".encode())])["authorization"]
+    for found in (read_keys((), str(file), rate=0), read_keys((secret,), None, rate=0)):
+        assert Keys(found, rate=0).caller(header, "-") == found[0].name
 
 
 def test_keys_are_kept_as_hashes(tmp_path: Path) -> None:

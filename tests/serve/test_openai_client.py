@@ -28,6 +28,32 @@ def test_chat(client: OpenAI) -> None:
     assert answer._request_id and answer.system_fingerprint
 
 
+def test_an_answer_goes_back_as_the_client_gives_it(client: OpenAI) -> None:
+    options = {"model": "helper", "max_tokens": 6, "temperature": 0}
+    message = client.chat.completions.create(**options, messages=MESSAGES).choices[0].message
+    follow_up = {"role": "user", "content": "And why not?"}
+    plain = {"role": "assistant", "content": message.content}
+    texts = {
+        client.chat.completions.create(**options, messages=[*MESSAGES, turn, follow_up]).choices[0].message.content
+        for turn in (message, message.model_dump(), plain)
+    }
+    assert len(texts) == 1
+
+
+def test_parts_and_developers_are_texts_and_systems(client: OpenAI, served: Served) -> None:
+    def ids(*turns: tuple[str, str | list[dict[str, str]]]) -> list[int]:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        found: list[int] = (
+            served.client.post("/tokenize", json={"messages": messages}).raise_for_status().json()["tokens"]
+        )
+        return found
+
+    parts = [{"type": "text", "text": text} for text in ("Add these:", "3 and 9")]
+    assert ids(("developer", "Be brief."), ("user", parts)) == ids(
+        ("system", "Be brief."), ("user", "Add these:\n3 and 9")
+    )
+
+
 def test_a_stream_is_the_same_text_in_pieces(client: OpenAI) -> None:
     options = {"model": "helper", "messages": MESSAGES, "max_tokens": 24, "temperature": 0.8, "seed": 5}
     whole = client.chat.completions.create(**options)

@@ -19,6 +19,7 @@ def refusal(answer: httpx.Response) -> dict[str, Any]:
     assert list(body) == ["error"] and sorted(body["error"]) == ["code", "message", "param", "type"]
     error: dict[str, Any] = body["error"]
     assert error["message"] and "/home" not in error["message"] and "Traceback" not in error["message"]
+    assert "list[" not in error["message"]  # names of our types
     return error
 
 
@@ -29,6 +30,16 @@ def test_generate(served: Served) -> None:
     assert body["finish_reason"] == "length" and body["completion_tokens"] == 6 and body["seed"] == 3
     assert body["model"] == "helper" and body["prompt_tokens"] > 10
     assert 0 < body["timings"]["first_token_s"] <= body["timings"]["total_s"]
+
+
+def test_null_is_the_same_as_leaving_the_limit_out(served: Served) -> None:
+    by_null, by_default = (
+        served.client.post("/generate", json={"prompt": "What is a sum?", **limit}).json()
+        for limit in ({"max_tokens": None}, {})
+    )
+    assert by_null["text"] == by_default["text"] and by_null["completion_tokens"] == 256
+    # Nobody asked for so many: they give way to a context that has not the room.
+    assert served.client.post("/generate", json={"prompt": "word " * 300, "max_tokens": None}).status_code == 200
 
 
 def test_generate_streams_the_same_text(served: Served) -> None:
@@ -145,8 +156,10 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
     ("/generate", {**ASK, "n": 2}, 400, "unknown_field", "n"),
     ("/generate", {**ASK, "modell": "x"}, 400, "unknown_field", "modell"),
     ("/generate", {**ASK, "model": "../../etc/passwd"}, 404, "model_not_found", "model"),
-    ("/generate", {"prompt": LONG}, 400, "context_length_exceeded", "messages"),
-    ("/generate", {"prompt": "<|im_end|>"}, 400, "invalid_value", "messages"),
+    ("/generate", {"prompt": LONG}, 400, "context_length_exceeded", "prompt"),
+    ("/generate", {"messages": [{"role": "user", "content": LONG}]}, 400, "context_length_exceeded", "messages"),
+    ("/generate", {"prompt": "<|im_end|>"}, 400, "invalid_value", "prompt"),
+    ("/generate", {"messages": [{"role": "user", "content": "<|im_end|>"}]}, 400, "invalid_value", "messages"),
     ("/generate", [ASK], 400, "invalid_value", None),
     ("/generate", "text", 400, "invalid_value", None),
     ("/v1/chat/completions", {"messages": []}, 400, "invalid_value", "messages"),
@@ -157,6 +170,20 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
         400,
         "invalid_value",
         "messages[0].role",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content",
+    ),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [{"id": "y"}]}]},
+        400,
+        "unsupported_field",
+        "messages[0].tool_calls",
     ),
     ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_value", "messages"),
     ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "unsupported_field", "tools"),
@@ -181,6 +208,7 @@ WRONG: list[tuple[str, Any, int, str, str | None]] = [
     ("/v1/completions", {"prompt": []}, 400, "invalid_value", "prompt"),
     ("/v1/completions", {"prompt": [1, 2], "echo": True}, 400, "unsupported_field", "echo"),
     ("/v1/completions", {"prompt": [1, 10**6]}, 400, "invalid_value", "prompt"),
+    ("/v1/completions", {"prompt": LONG}, 400, "context_length_exceeded", "prompt"),
     ("/v1/completions", {"prompt": "x", "best_of": 2}, 400, "unsupported_field", "best_of"),
     ("/tokenize", {"prompt": "x", "messages": CHAT["messages"]}, 400, "invalid_value", "prompt"),
 ]
@@ -221,7 +249,13 @@ def test_other_routes_and_methods(served: Served) -> None:
     answer = served.client.get("/generate")
     assert answer.status_code == 405 and answer.headers["allow"] == "POST"
     assert refusal(answer)["code"] == "method_not_allowed"
-    assert served.client.post("/generate", content="prompt=x").status_code == 400
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_json_that_is_not_sent_as_json(served: Served, headers: dict[str, str]) -> None:
+    answer = served.client.post("/generate", content=json.dumps(ASK), headers=headers)
+    assert answer.status_code == 400
+    assert "send it with Content-Type: application/json" in refusal(answer)["message"]
 
 
 def test_what_asks_for_nothing_passes(served: Served) -> None:

@@ -12,7 +12,15 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.serve.api_error import ApiError, ErrorBody
 from app.serve.middleware import BodyLimit, Guard, Reception, record_of
-from app.serve.requests import ChatRequest, CompletionRequest, GenerateRequest, StreamOptions, TokenizeRequest, Turn
+from app.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerateRequest,
+    StreamOptions,
+    TextPart,
+    TokenizeRequest,
+    Turn,
+)
 from app.serve.routes import generation_routes
 from app.serve.server import Server
 from app.serve.status_routes import status_routes
@@ -24,7 +32,7 @@ are refused, never ignored. Answers carry `x-request-id`; a request may bring it
 
 _FIELDS = frozenset(
     name
-    for model in (GenerateRequest, ChatRequest, CompletionRequest, TokenizeRequest, Turn, StreamOptions)
+    for model in (GenerateRequest, ChatRequest, CompletionRequest, TokenizeRequest, Turn, TextPart, StreamOptions)
     for name in model.model_fields
 )
 _MESSAGE = 2000
@@ -69,7 +77,8 @@ def create_app(server: Server) -> ASGIApp:
             served,
             allow_origins=server.settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            # OpenAI's client sends a dozen x-stainless-… of its own. Origins are what keeps pages out.
+            allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
     return served
@@ -89,6 +98,9 @@ async def _fail(request: Request, fault: Exception) -> JSONResponse:
 async def _refuse_invalid(request: Request, fault: Exception) -> JSONResponse:
     """A body that is no JSON, or not what the route takes: the first fault gives the field, all give the message."""
     assert isinstance(fault, RequestValidationError)
+    if isinstance(fault.body, bytes):  # not parsed, for it was not sent as JSON: `curl -d` says it is a form
+        text = "the body was not sent as JSON: send it with Content-Type: application/json"
+        return await _refuse(request, ApiError(400, text, code="invalid_json"))
     named = [(_field(error), error) for error in fault.errors()]
     texts = [
         error["msg"] if not field or "field" in error.get("ctx", {}) else f"{field}: {error['msg']}"
@@ -104,11 +116,12 @@ async def _refuse_invalid(request: Request, fault: Exception) -> JSONResponse:
 def _field(error: dict[str, Any]) -> str:
     """The field at fault as clients write it: ``messages[0].content``; "" for the whole body."""
     # Where a field takes several types, their names stand in the place too; they say nothing to a client.
+    last = len(error["loc"]) - 1
     places = [
         place
         for number, place in enumerate(error["loc"])
         if error["type"] != "json_invalid"
-        and (isinstance(place, int) or place in _FIELDS or (error["type"] == "extra_forbidden" and number))
+        and (isinstance(place, int) or place in _FIELDS or (error["type"] == "extra_forbidden" and number == last))
     ]
     if named := error.get("ctx", {}).get("field"):
         places.append(named)

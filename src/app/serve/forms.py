@@ -1,6 +1,8 @@
 """Answers in OpenAI's shapes, and in this application's own."""
 
+import codecs
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,8 +117,11 @@ class CompletionForm(OpenAIForm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Characters of each answer that were shown, where the next tokens begin.
+        # Whole characters of each answer so far, where the next token begins; its decoder has bytes of one that is not.
         self._shown: dict[int, int] = {}
+        self._decoders: defaultdict[int, codecs.IncrementalDecoder] = defaultdict(
+            lambda: codecs.getincrementaldecoder("utf-8")("replace")
+        )
 
     def whole(self, work: Work) -> dict[str, Any]:
         """A text_completion."""
@@ -142,26 +147,28 @@ class CompletionForm(OpenAIForm):
         return {"index": index, "text": text, "logprobs": chances, "finish_reason": reason}
 
     def _chances(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        texts = [self._vocabulary.token_text(entry.token_id) for entry in logprobs]
         offset = self._shown.get(index, 0)
         offsets = []
-        for text in texts:
+        for entry in logprobs:
             offsets.append(offset)
-            offset += len(text)
+            offset += len(self._decoders[index].decode(self._vocabulary.token_bytes(entry.token_id)))
         self._shown[index] = offset
         return {
-            "tokens": texts,
+            "tokens": [self._name_of(entry.token_id) for entry in logprobs],
             "token_logprobs": [entry.logprob for entry in logprobs],
             # The chosen token is among the alternatives, as in OpenAI's answers.
             "top_logprobs": [
-                {
-                    self._vocabulary.token_text(token): logprob
-                    for token, logprob in (*entry.top, (entry.token_id, entry.logprob))
-                }
+                {self._name_of(token): logprob for token, logprob in (*entry.top, (entry.token_id, entry.logprob))}
                 for entry in logprobs
             ],
             "text_offset": offsets,
         }
+
+    def _name_of(self, token: int) -> str:
+        r"""Its text; parts of characters as OpenAI's ``bytes:\xf0\x9f``, for "�" would be one key for all of them."""
+        raw = self._vocabulary.token_bytes(token)
+        text = raw.decode("utf-8", "backslashreplace")
+        return text if text.encode() == raw else f"bytes:{text}"
 
 
 class GenerateForm:

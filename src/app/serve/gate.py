@@ -14,19 +14,20 @@ class Gate:
 
     Args:
         backend: must be ready.
-        places: answers that may run or wait at once.
+        places: answers that may run or wait at once; no request may ask for more.
         slots: of them, those that run.
 
     Attributes:
+        places: as given.
         taken: places taken.
         draining: whether new requests are refused because the server is about to stop.
     """
 
     def __init__(self, backend: Backend, *, places: int, slots: int) -> None:
+        self.places = places
         self.taken = 0
         self.draining = False
         self._backend = backend
-        self._places = places
         self._slots = slots
         self._empty = asyncio.Event()
         self._empty.set()
@@ -47,10 +48,10 @@ class Gate:
             raise ApiError(503, "the model could not be loaded, or broke down", code="failed")
         if self._backend.state == "loading":
             raise ApiError(503, "the model is still loading", code="loading", headers={"Retry-After": "5"})
-        if self.taken + count > self._places:
+        if self.taken + count > self.places:
             raise ApiError(
                 429,
-                f"{self.taken} answers run or wait, of at most {self._places}; ask again later",
+                f"{self.taken} answers run or wait, of at most {self.places}; ask again later",
                 code="queue_full",
                 headers={"Retry-After": str(self.wait_s())},
             )

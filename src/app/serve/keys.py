@@ -55,7 +55,9 @@ class Keys:
             self._count(address, self._rate)
             return "-"
         scheme, _, secret = (authorization or "").partition(" ")
-        digest = hashlib.sha256(secret.strip().encode("utf-8", "surrogateescape")).digest()
+        # Servers decode headers as Latin-1, whatever a client wrote: these are its bytes again. They are stripped as
+        # bytes, for to text the last one of "à" in UTF-8 is a space.
+        digest = hashlib.sha256(secret.encode("latin-1").strip()).digest()
         # All keys are compared, and hashes, in constant time: how long it takes tells nothing.
         right = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         if scheme.lower() != "bearer" or not right:

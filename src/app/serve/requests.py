@@ -1,7 +1,7 @@
 """What clients may send, and the check of it. Unknown fields, wrong types and values out of range are refused."""
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -37,6 +37,17 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI's API that are not served, with the values besides null that ask for nothing: those pass."""
 
+UNSUPPORTED_IN_TURNS: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "name": (),
+    "parsed": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+"""The same of a message: OpenAI's clients send answers back with all the fields that its class has."""
+
 Text = Annotated[str, Field(max_length=1 << 24)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
 
@@ -45,6 +56,7 @@ class Strict(BaseModel):
     """A JSON object of exactly these fields, of exactly these types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = UNSUPPORTED
 
     @model_validator(mode="before")
     @classmethod
@@ -52,22 +64,35 @@ class Strict(BaseModel):
         """Names the field of OpenAI's API that is not served, and drops those that ask for nothing."""
         if not isinstance(value, dict):
             return value
-        asked = [name for name in value if name in UNSUPPORTED and name not in cls.model_fields]
+        asked = [name for name in value if name in cls.unsupported and name not in cls.model_fields]
         for name in asked:
-            if value[name] is not None and value[name] not in UNSUPPORTED[name]:
+            if value[name] is not None and value[name] not in cls.unsupported[name]:
                 raise PydanticCustomError("unsupported", "{field} is not supported by this server", {"field": name})
         return {name: part for name, part in value.items() if name not in asked}
+
+
+class TextPart(Strict):
+    """A part of a message; those that are no text are not served."""
+
+    type: Literal["text"]
+    text: Text
 
 
 class Turn(Strict):
     """A message of a conversation: at most one of the system, first; then user and assistant in turn, user last."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Text
+    unsupported = UNSUPPORTED_IN_TURNS
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: the same as system.")
+    content: Text | Annotated[list[TextPart], Field(min_length=1)] = Field(
+        description="Parts become lines, as in vLLM."
+    )
 
     def message(self) -> Message:
         """The same for the renderer."""
-        return Message(role=self.role, content=self.content)
+        role = "system" if self.role == "developer" else self.role
+        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return Message(role=role, content=content)
 
 
 class StreamOptions(Strict):

@@ -25,6 +25,7 @@ def generation_routes(server: Server) -> APIRouter:
         body: SamplingFields,
         form: Callable[[str], Form],
         *,
+        field: str,
         prompts: Callable[[Vocabulary], list[list[int]]],
         count: int = 1,
         max_tokens: int | None,
@@ -41,8 +42,10 @@ def generation_routes(server: Server) -> APIRouter:
         work = await server.begin(
             arrived=request.scope["app.arrived"],
             model=body.model,
-            answers=count * each,
+            field=field,
             prompts=prompts,
+            count=count,
+            each=each,
             max_tokens=max_tokens,
             shorten=shorten,
             sampling=lambda index, limit: body.sampling(
@@ -65,13 +68,16 @@ def generation_routes(server: Server) -> APIRouter:
     ) -> Delivery:
         """One answer. With `stream`, events `{"text": …}` and, last, one with all that is not text."""
         messages = body.conversation()
+        field = "prompt" if body.messages is None else "messages"
         return await deliver(
             request,
             body,
             GenerateForm,
-            prompts=lambda vocabulary: [vocabulary.conversation(messages)],
-            max_tokens=body.max_tokens,
-            shorten="max_tokens" not in body.model_fields_set,
+            field=field,
+            prompts=lambda vocabulary: [vocabulary.conversation(messages, field=field)],
+            max_tokens=body.max_tokens or 256,
+            # Null is no wish either.
+            shorten=body.max_tokens is None or "max_tokens" not in body.model_fields_set,
             temperature=0.0,
         )
 
@@ -95,6 +101,7 @@ def generation_routes(server: Server) -> APIRouter:
                 logprobs=bool(body.logprobs),
                 usage=_usage(body),
             ),
+            field="messages",
             prompts=lambda vocabulary: [vocabulary.conversation(messages)],
             max_tokens=asked,
             shorten=False,
@@ -123,6 +130,7 @@ def generation_routes(server: Server) -> APIRouter:
                 logprobs=body.logprobs is not None,
                 usage=_usage(body),
             ),
+            field="prompt",
             prompts=lambda vocabulary: [vocabulary.text(part) if isinstance(part, str) else part for part in given],
             count=len(given),
             max_tokens=body.max_tokens or 16,

@@ -86,20 +86,24 @@ class Server:
         *,
         arrived: float,
         model: str | None,
-        answers: int,
+        field: str,
         prompts: Callable[[Vocabulary], list[list[int]]],
+        count: int,
+        each: int,
         max_tokens: int | None,
         shorten: bool,
         sampling: Callable[[int, int], Sampling],
         record: dict[str, Any],
     ) -> Work:
-        """Takes an order: each prompt gets ``answers / prompts`` answers.
+        """Takes an order for ``count * each`` answers.
 
         Args:
             arrived: `time.perf_counter` when the request came.
             model: the request's field.
-            answers: how many in all.
+            field: of the request that holds the prompts.
             prompts: makes their token ids.
+            count: how many prompts.
+            each: answers to each of them.
             max_tokens: the most tokens of an answer; None: what the context leaves.
             shorten: whether ``max_tokens`` gives way to the context, as one that nobody asked for.
             sampling: (answer's number, its max_tokens) -> how to write it.
@@ -111,18 +115,20 @@ class Server:
         run = self.catalogue.run_of(model)
         name = run or self.catalogue.base_name
         record["model"] = name
-        if answers > self.settings.choices:
+        answers = count * each
+        # More than there are places would never come in, however often the client asks again.
+        most = min(self.settings.choices, self.gate.places)
+        if answers > most:
             raise ApiError(
                 400,
-                f"{answers} answers were asked for, of at most {self.settings.choices}",
+                f"{answers} answers were asked for, of at most {most}",
                 code="invalid_value",
-                param="n",
+                param="n" if each > 1 else field,
             )
         self.gate.enter(answers)
         try:
             ids = await self.encode(prompts)
-            limits = [self._limit(len(prompt), max_tokens, shorten=shorten) for prompt in ids]
-            each = answers // len(ids)
+            limits = [self._limit(len(prompt), max_tokens, shorten=shorten, field=field) for prompt in ids]
             inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
             jobs = [
                 Job(
@@ -184,7 +190,7 @@ class Server:
         while self._works:
             await asyncio.sleep(0.02)
 
-    def _limit(self, prompt: int, max_tokens: int | None, *, shorten: bool) -> int:
+    def _limit(self, prompt: int, max_tokens: int | None, *, shorten: bool, field: str) -> int:
         """The most tokens of an answer to a prompt of that length."""
         context = self.backend.context
         room = context - prompt
@@ -194,10 +200,10 @@ class Server:
                 400,
                 f"the prompt has {prompt} tokens; with an answer of {asked} that is more than the context of {context}",
                 code="context_length_exceeded",
-                param="max_tokens" if room > 0 else "messages",
+                param="max_tokens" if room > 0 else field,
             )
         if prompt == 0:
-            raise ApiError(400, "the prompt is empty", code="invalid_value", param="prompt")
+            raise ApiError(400, "the prompt is empty", code="invalid_value", param=field)
         return min(max_tokens or room, room)
 
 

@@ -47,7 +47,9 @@ class Settings:
     cache_bits: Literal[16, 8] = _option(16, "8 keeps keys and values in int8: twice the context in the same memory")
     speculate: bool = _option(True, "draft by prompt lookup; changes the speed only")
     queue: int = _option(64, "requests that may wait; one more is refused with 429", least=0, most=100_000)
-    choices: int = _option(8, "the most answers one request may ask for", least=1, most=128)
+    choices: int = _option(
+        8, "the most answers one request may ask for, and never more than slots and queue hold", least=1, most=128
+    )
     timeout: float = _option(
         300.0, "seconds a request may take from its arrival to its last byte", least=0.1, most=86400
     )

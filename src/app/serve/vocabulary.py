@@ -25,8 +25,12 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._family = family
 
-    def conversation(self, messages: Sequence[Message]) -> list[int]:
+    def conversation(self, messages: Sequence[Message], *, field: str = "messages") -> list[int]:
         """Ids of a conversation that awaits an answer, by the template the model was trained with.
+
+        Args:
+            messages: the conversation.
+            field: of the request that holds it, for the error.
 
         Raises:
             ApiError: the roles are out of order, or a message forges a turn.
@@ -34,7 +38,7 @@ class Vocabulary:
         try:
             return encode(messages, self._tokenizer, self._family, answer_next=True).input_ids
         except DataError as fault:
-            raise ApiError(400, f"{fault.what}; {fault.remedy}", code="invalid_value", param="messages") from fault
+            raise ApiError(400, f"{fault.what}; {fault.remedy}", code="invalid_value", param=field) from fault
 
     def text(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text as it stands, without a template; ``special`` begins it as the model's texts begin."""
