@@ -1,6 +1,7 @@
 """`python -m app export`: every kind end to end, its exit status, its report, what it leaves behind."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,13 +145,69 @@ def test_faults_are_one_message_and_status_2(
 def test_too_little_disk_is_said_before_anything_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert main(["export", "merged", "--run", str(run), "--output", str(tmp_path / "out")]) == 2
     assert "GiB of disk" in capsys.readouterr().err
     assert left(tmp_path) == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "said"),
+    [
+        ("merged", "tuned", "holds the run"),
+        ("ollama", "tuned", "holds the run"),
+        ("merged", ".", "holds the run"),
+        ("merged", "base", "holds the base model"),
+        ("ollama", "here", "holds the folder you are in"),
+        ("merged", "tuned/adapter", "adapter_config.json, which no `export merged` wrote"),
+        ("merged", "other", "no README.md"),
+        ("merged", "notes", "notes.txt, which no `export merged` wrote"),
+        ("ollama", "project", "src, which no `export ollama` wrote"),
+        ("merged", "notes/notes.txt", "is a file"),
+        ("gguf", "notes/notes.txt", "is a file"),
+        ("lora-gguf", "notes/notes.txt/deeper", "is a file"),
+    ],
+)
+def test_what_no_export_wrote_stays(
+    kind: str,
+    output: str,
+    said: str,
+    tiny: TinyCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = shutil.copytree(tiny("llama3"), tmp_path / "base")
+    shutil.copytree(base, tmp_path / "other")
+    write_run(tmp_path / "tuned", base, "llama3", quantization="nf4", strength=0.1)
+    for file in ("notes/notes.txt", "project/Modelfile", "project/model.gguf", "project/src/main.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = contents(tmp_path)
+    options = ["--output", f"../{output}", "--verify", "false"]
+    assert main(["export", kind, "--run", "../tuned", *options]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "where:  --output" in err and "remedy" in err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["merged", "ollama"])
+def test_an_earlier_export_is_replaced_where_a_link_leads(kind: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    command = ["export", kind, "--run", str(run), "--output", str(tmp_path / "link"), "--verify", "false"]
+    assert main(command) == 0
+    before = contents(tmp_path / "disk")
+    assert before and main(command) == 0
+    assert (tmp_path / "link").is_symlink() and contents(tmp_path / "disk") == before
+    assert left(tmp_path) == ["disk", "link"]
 
 
 def test_help_imports_nothing_heavy() -> None:
