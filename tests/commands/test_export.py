@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.__main__ import main
 from app.artifact import RunDirectory
-from app.export import merged, scorers
+from app.export import exporter, merged, scorers
 from app.export.runtime import QUANTS
 from conftest import TinyCheckpoint
 from export.conftest import write_run
@@ -105,20 +106,47 @@ def test_ollama(run: Path) -> None:
     assert "FROM ./Llama-3-205K-Q8_0.gguf" in (run / "export" / "ollama" / "Modelfile").read_text()
 
 
-def test_bento(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[None]:
+    """An empty model store of BentoML's, which otherwise keeps the first it opened in a process."""
     from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml._internal.models import ModelStore
 
-    monkeypatch.setattr(BentoMLContainer.model_store, "_fs", None, raising=False)
-    with BentoMLContainer.bentoml_home.patch(str(tmp_path)):
-        assert main(["export", "bento", "--run", str(run), "--prompts", "2"]) == 0
-        import bentoml
+    with BentoMLContainer.model_store.patch(ModelStore(tmp_path)):
+        yield
 
-        (model,) = bentoml.models.list()
-        assert model.tag.name == "tuned" and str(model.tag) in capsys.readouterr().out
-        copy = RunDirectory(model.path)
-        assert copy.read_manifest() == RunDirectory(run).read_manifest()
-        (verdict,) = report(run, "bento")["verdicts"]  # type: ignore[misc]
-        assert verdict["run"]["kl"] == 0 and verdict["run"]["top1"] == 1
+
+@pytest.mark.usefixtures("store")
+def test_bento(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bentoml
+
+    assert main(["export", "bento", "--run", str(run), "--prompts", "2"]) == 0
+    (model,) = bentoml.models.list()
+    assert model.tag.name == "tuned" and str(model.tag) in capsys.readouterr().out
+    copy = RunDirectory(model.path)
+    assert copy.read_manifest() == RunDirectory(run).read_manifest()
+    (verdict,) = report(run, "bento")["verdicts"]  # type: ignore[misc]
+    assert verdict["run"]["kl"] == 0 and verdict["run"]["top1"] == 1
+
+
+@pytest.mark.usefixtures("store")
+def test_a_model_whose_check_was_stopped_does_not_stay_in_the_store(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bentoml
+
+    command = ["export", "bento", "--run", str(run), "--prompts", "2"]
+    assert main([*command, "--verify", "false"]) == 0
+    (checked,) = bentoml.models.list()
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "judge", interrupted)
+    assert main(command) == 130
+    assert "stopped: the store is as it was" in capsys.readouterr().err
+    assert [model.tag for model in bentoml.models.list()] == [checked.tag]
+    assert bentoml.models.get("tuned:latest").tag == checked.tag
 
 
 @pytest.mark.parametrize(

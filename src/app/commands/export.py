@@ -261,7 +261,8 @@ def main(argv: Sequence[str]) -> int:
             KINDS[kind], argv[1:], name=f"export {kind}", stays="what was written, and what is not the same model"
         )
     except KeyboardInterrupt:
-        print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
+        resumed = "nothing was replaced; the same command goes on where it stopped"
+        print(f"stopped: {'the store is as it was' if kind == 'bento' else resumed}", file=sys.stderr)
         return 130
 
 
