@@ -1,17 +1,20 @@
 """`python -m app export`: every kind end to end, its exit status, its report, what it leaves behind."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.export import exporter, merged, scorers
+from app.export.check import Verdict
 from app.export.runtime import QUANTS
 from conftest import TinyCheckpoint
 from export.conftest import write_run
@@ -178,6 +181,26 @@ def test_too_little_disk_is_said_before_anything_is_written(
     assert main(["export", "merged", "--run", str(run), "--output", str(tmp_path / "out")]) == 2
     assert "GiB of disk" in capsys.readouterr().err
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["merged", "ollama", "bento", "gguf"])
+@pytest.mark.usefixtures("store")
+def test_after_a_failed_export_nothing_is_said_to_be_written(
+    kind: str, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind in ("ollama", "gguf"):
+        pytest.importorskip("llama_cpp")
+    run = fresh_run(tiny, tmp_path / "runs")
+    judge = exporter.judge
+
+    def failing(*arguments: Any, **options: Any) -> Verdict:
+        return dataclasses.replace(judge(*arguments, **options), passed=False)
+
+    monkeypatch.setattr(exporter, "judge", failing)
+    assert main(["export", kind, "--run", str(run), "--prompts", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "NOT THE SAME MODEL" in out and "wrote" not in out
+    assert not [path for path in (run / "export").rglob("*") if path.is_file()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -294,6 +294,9 @@ def _default(run: Path, kind: str) -> Path:
 
 
 def outcome_of(kind: str, targets: Sequence[Path], verdicts: Sequence[Verdict], check: Check | None) -> Outcome:
+    """What an export came to, once its targets that passed are in place."""
     failed = {verdict.name for verdict in verdicts if not verdict.passed}
-    report = check.report(kind, verdicts) if check else None
-    return Outcome(paths=[path for path in targets if path.name not in failed], verdicts=verdicts, report=report)
+    # A single target may have another name than its verdict: Ollama's is the GGUF file's, BentoML's the tag.
+    several = len(targets) > 1
+    paths = [path for path in targets if (path.name not in failed if several else not failed)]
+    return Outcome(paths=paths, verdicts=verdicts, report=check.report(kind, verdicts) if check else None)
