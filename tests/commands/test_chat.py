@@ -146,6 +146,22 @@ def test_compare_shows_base_and_tuned_and_leaves_the_conversation_alone(typed: T
     assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
 
 
+def test_a_home_folder_that_nobody_knows_does_not_end_the_chat(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("Why?", "/save ~nobody9/x.jsonl", "/load ~nobody9/x.jsonl", f"/save {path}")
+    assert shown.count("the home folder in ~nobody9/x.jsonl is not known") == 2
+    assert "where:  /save" in shown and "where:  /load" in shown
+    assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
+
+
+def test_a_history_in_no_known_home_folder_is_said_before_anything_is_loaded(
+    base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main([*base, "--history", "~nobody9/lines"]) == 2
+    assert "the home folder in ~nobody9/lines is not known\n  where:  --history" in capsys.readouterr().err
+
+
 def test_a_full_context_drops_the_oldest_turns_with_a_notice(typed: Typed) -> None:
     shown = typed("Why is it so?", "And then what?", "And after that?", "x " * 300, "Well?", context=70)
     assert "the context of 70 tokens is full" in shown

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
+from app.commands.chat_input import home_expanded, on_interrupt
 from app.commands.source import check_source, open_source
 from app.errors import ConfigError, DataError
 from app.terminal import is_quiet
@@ -65,6 +66,8 @@ def chat(
     question = _one_question(prompt)
     if json and question is None:
         raise ConfigError("--json needs a question", where="--json", remedy='add --prompt "…", or pipe it in')
+    if question is None:
+        history = home_expanded(history, where="--history")
     from app.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
@@ -91,7 +94,6 @@ def _one_question(prompt: str | None) -> str | None:
 
 
 def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampling", *, json: bool) -> int:
-    from app.commands.chat_input import on_interrupt
     from app.data.records import prompt
 
     def show(chunk: "Chunk") -> None:

@@ -80,6 +80,20 @@ def read_input() -> str:
     return "\n".join([*lines, line])
 
 
+def home_expanded(path: Path, *, where: str) -> Path:
+    """The path with ``~`` or ``~name`` replaced by that user's folder.
+
+    Raises:
+        ConfigError: nobody knows that folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as fault:
+        raise ConfigError(
+            f"the home folder in {path} is not known", where=where, remedy="write the path out, from / on"
+        ) from fault
+
+
 def parse_parameter(text: str) -> tuple[str, Any]:
     """``name=value`` as a sampling option; values are JSON, and ``none`` stands for null.
 

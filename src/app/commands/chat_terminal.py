@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.chat_input import line_history, on_interrupt, parse_parameter, read_input
+from app.commands.chat_input import home_expanded, line_history, on_interrupt, parse_parameter, read_input
 from app.data.records import Message
 from app.errors import AppError, ConfigError, DataError
 from app.generate.dialogue import Dialogue
@@ -46,7 +46,7 @@ class Terminal:
         self._engine = engine
         self._sampling = sampling
         self._dialogue = Dialogue(system)
-        self._history = history.expanduser()
+        self._history = history
         self._console = Console()
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._console.print(HELP, markup=False, highlight=False),
@@ -56,8 +56,8 @@ class Terminal:
             "/retry": self._retry,
             "/compare": self._compare,
             "/params": self._set_params,
-            "/save": lambda name: self._note(f"saved to {self._file(name, self._dialogue.save)}"),
-            "/load": lambda name: self._note(f"{self._file(name, self._dialogue.load)}: {self._length()}"),
+            "/save": self._save,
+            "/load": self._load,
         }
 
     def run(self) -> int:
@@ -198,15 +198,15 @@ class Terminal:
         shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k not in ("logprobs", "ignore_stop")}
         self._note(" ".join(f"{name}={value}" for name, value in shown.items()))
 
-    def _file(self, name: str, action: Callable[[Path], None]) -> Path:
-        if not name:
-            raise ConfigError("a file name is missing", remedy="such as /save talk.jsonl")
-        path = Path(name).expanduser()
-        action(path)
-        return path
+    def _save(self, name: str) -> None:
+        path = _file(name, where="/save")
+        self._dialogue.save(path)
+        self._note(f"saved to {path}")
 
-    def _length(self) -> str:
-        return _count(len(self._dialogue.turns), "turn")
+    def _load(self, name: str) -> None:
+        path = _file(name, where="/load")
+        self._dialogue.load(path)
+        self._note(f"{path}: {_count(len(self._dialogue.turns), 'turn')}")
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, highlight=False)
@@ -225,6 +225,12 @@ class _Tail:
             yield from line
             yield Segment.line()
         yield Text(self._status, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _file(name: str, *, where: str) -> Path:
+    if not name:
+        raise ConfigError("a file name is missing", where=where, remedy=f"such as {where} talk.jsonl")
+    return home_expanded(Path(name), where=where)
 
 
 def _layout(texts: Sequence[str], titles: Sequence[str]) -> RenderableType:
