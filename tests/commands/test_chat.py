@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.commands import chat_terminal
 from app.commands.chat import main
 from app.commands.chat_input import parse_parameter, read_input
 from app.commands.chat_terminal import Terminal
@@ -63,6 +64,8 @@ def test_the_question_may_come_from_standard_input(
         (["--base", "b", "--family", "smolm2", "--prompt", "x"], "did you mean 'smollm2'"),
         (["--run", "nowhere", "--prompt", "  "], "question is empty"),
         (["--run", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+        (["--run", "nowhere", "--prompt", "\udcff hi"], "not UTF-8\n  where:  --prompt"),
+        (["--run", "nowhere", "--prompt", "hi", "--system", "\udcff"], "not UTF-8\n  where:  --system"),
     ],
 )
 def test_faults_are_one_message_and_status_2(
@@ -73,6 +76,15 @@ def test_faults_are_one_message_and_status_2(
     assert words in error
     assert "remedy:" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python's for a UTF-8 locale, and for none
+def test_a_piped_question_that_is_not_utf_8_is_one_message(
+    errors: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 ?"), encoding="utf-8", errors=errors))
+    assert main(["--run", "nowhere", "--prompt", "-"]) == 2
+    assert "not UTF-8\n  where:  standard input" in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_too_long_says_so(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +156,22 @@ def test_compare_shows_base_and_tuned_and_leaves_the_conversation_alone(typed: T
     assert "there is no question to compare" in shown
     assert shown.count(" base ") == shown.count(" tuned ") == 2
     assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
+
+
+def test_a_line_that_is_not_utf_8_is_refused_and_the_chat_goes_on(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, count = chat_terminal.read_input, 0
+
+    def damaged() -> str:
+        nonlocal count
+        count += 1
+        return b"caf\xe9 ?".decode() if count == 1 else "caf\udce9 ?" if count == 2 else read()
+
+    monkeypatch.setattr(chat_terminal, "read_input", damaged)
+    shown = typed("Why?")
+    assert shown.count("the text is not UTF-8") == 2
+    assert shown.count("8 tokens · ") == 1
 
 
 def test_a_home_folder_that_nobody_knows_does_not_end_the_chat(typed: Typed, tmp_path: Path) -> None:

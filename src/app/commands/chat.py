@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
-from app.commands.chat_input import home_expanded, on_interrupt
+from app.commands.chat_input import home_expanded, on_interrupt, only_utf8
 from app.commands.source import check_source, open_source
 from app.errors import ConfigError, DataError
 from app.terminal import is_quiet
@@ -63,6 +63,8 @@ def chat(
         history: file that keeps the typed lines.
     """
     check_source(run, base, family, command="chat")
+    with only_utf8("--system"):
+        system.encode()
     question = _one_question(prompt)
     if json and question is None:
         raise ConfigError("--json needs a question", where="--json", remedy='add --prompt "…", or pipe it in')
@@ -86,8 +88,10 @@ def chat(
 
 def _one_question(prompt: str | None) -> str | None:
     """The single question to answer, or None for a conversation in the terminal."""
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        prompt = sys.stdin.read()
+    piped = prompt == "-" or (prompt is None and not sys.stdin.isatty())
+    with only_utf8("standard input" if piped else "--prompt"):
+        prompt = sys.stdin.read() if piped else prompt
+        (prompt or "").encode()
     if prompt is not None and not prompt.strip():
         raise DataError("the question is empty", where="--prompt", remedy="give some text")
     return prompt

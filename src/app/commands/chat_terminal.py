@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.chat_input import home_expanded, line_history, on_interrupt, parse_parameter, read_input
+from app.commands.chat_input import home_expanded, line_history, on_interrupt, only_utf8, parse_parameter, read_input
 from app.data.records import Message
 from app.errors import AppError, ConfigError, DataError
 from app.generate.dialogue import Dialogue
@@ -68,7 +68,12 @@ class Terminal:
             interrupted = False
             while True:
                 try:
-                    text = read_input()
+                    with only_utf8("the line typed"):
+                        text = read_input()
+                        text.encode()
+                except DataError as fault:
+                    self._complain(fault)
+                    continue
                 except KeyboardInterrupt:
                     if interrupted:
                         break
@@ -97,7 +102,7 @@ class Terminal:
             else:
                 self._ask(text, self._sampling)
         except AppError as fault:
-            self._console.print(f"error: {fault}", style="red", markup=False, highlight=False)
+            self._complain(fault)
 
     def _ask(self, question: str, sampling: Sampling) -> None:
         engine = self._engine
@@ -207,6 +212,9 @@ class Terminal:
         path = _file(name, where="/load")
         self._dialogue.load(path)
         self._note(f"{path}: {_count(len(self._dialogue.turns), 'turn')}")
+
+    def _complain(self, fault: AppError) -> None:
+        self._console.print(f"error: {fault}", style="red", markup=False, highlight=False)
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, highlight=False)
