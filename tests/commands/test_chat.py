@@ -87,6 +87,19 @@ def test_a_piped_question_that_is_not_utf_8_is_one_message(
     assert "not UTF-8\n  where:  standard input" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_that_leaves_ends_the_answer_without_a_word(
+    flags: list[str], base: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main([*base, "--prompt", "Why?", "--max_tokens", "12", *flags]) == 141
+        gone.flush()  # as the interpreter does at its end
+    assert capfd.readouterr().err == ""
+
+
 def test_a_prompt_that_is_too_long_says_so(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*base, "--prompt", "word " * 600]) == 2
     assert "context of 256" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json as jsonlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,12 @@ HISTORY = Path("~/.app_chat_history")
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(chat, argv, name="chat", stays="answers")
+    try:
+        return run_command(chat, argv, name="chat", stays="answers")
+    except BrokenPipeError:
+        # Whoever read the answer has left, as `head` does: a shell's status for that, and nowhere for the rest to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def chat(
@@ -113,7 +119,7 @@ def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampli
         fields = dataclasses.asdict(answer)
         tokens = len(fields.pop("token_ids"))
         del fields["logprobs"]
-        print(jsonlib.dumps({**fields, "tokens": tokens}, ensure_ascii=False))
+        print(jsonlib.dumps({**fields, "tokens": tokens}, ensure_ascii=False), flush=True)
     else:
-        print()
+        print(flush=True)
     return 130 if answer.finish_reason == "cancelled" else 0
