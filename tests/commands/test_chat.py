@@ -7,8 +7,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,10 @@ from app.commands import chat_terminal
 from app.commands.chat import main
 from app.commands.chat_input import parse_parameter, read_input
 from app.commands.chat_terminal import Terminal
-from app.errors import ConfigError
+from app.data.records import Message
+from app.errors import ConfigError, DataError
 from app.generate.engine import Engine
+from app.generate.request import Request
 from app.generate.sampling import Sampling
 from support.opening import open_float32
 
@@ -208,6 +211,53 @@ def test_a_full_context_drops_the_oldest_turns_with_a_notice(typed: Typed) -> No
     assert "the context of 70 tokens is full" in shown
     assert "leaves no room" in shown
     assert shown.count("8 tokens · ") == 4
+
+
+@pytest.mark.parametrize("ending", ["stopped", "refused"])
+def test_a_turn_stays_until_a_new_answer_takes_its_place(
+    ending: str, typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    submit, number = Engine.submit, 0
+
+    def third_fails(*arguments: Any, **options: Any) -> Request:
+        nonlocal number
+        number += 1
+        if number == 3 and ending == "refused":
+            raise DataError("no", remedy="none")
+        request = submit(*arguments, **options)
+        if number == 3:
+            request.cancel()  # ctrl-C before the first word
+        return request
+
+    monkeypatch.setattr(Engine, "submit", third_fails)
+    shown = typed("Why?", "How?", f"/save {paths[0]}", "/retry", f"/save {paths[1]}", "/retry")
+    before, after = (json.loads(path.read_text(encoding="utf-8"))["messages"] for path in paths)
+    assert before == after and len(after) == 4
+    assert shown.count("8 tokens · ") == 3
+
+
+def test_a_stopped_question_costs_no_turn(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, submit = tmp_path / "talk.jsonl", Engine.submit
+
+    def stopped_if_long(engine: Engine, messages: Sequence[Message], *arguments: Any) -> Request:
+        request = submit(engine, messages, *arguments)
+        if len(messages[-1].content) > 50:
+            request.cancel()
+        return request
+
+    monkeypatch.setattr(Engine, "submit", stopped_if_long)
+    shown = typed("Why is it so?", "x " * 40, f"/save {path}", context=100)
+    assert "the context of 100 tokens is full" in shown
+    assert json.loads(path.read_text(encoding="utf-8"))["messages"][0]["content"] == "Why is it so?"
+
+
+def test_compare_leaves_out_the_oldest_turns_where_asking_would(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("Why is it so?", "/compare And then what?", f"/save {path}", context=70)
+    assert "the context of 70 tokens is full" in shown
+    assert shown.count(" base ") == shown.count(" tuned ") == 1
+    assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
 
 
 def test_input_may_have_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:

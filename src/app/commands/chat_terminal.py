@@ -100,22 +100,29 @@ class Terminal:
             elif name.startswith("/") and "/" not in name[1:]:
                 raise ConfigError(f"there is no command {name}", remedy="/help lists them")
             else:
-                self._ask(text, self._sampling)
+                self._ask(self._dialogue.copy(), text, self._sampling)
         except AppError as fault:
             self._complain(fault)
 
-    def _ask(self, question: str, sampling: Sampling) -> None:
+    def _ask(self, dialogue: Dialogue, question: str, sampling: Sampling) -> None:
+        """Answers in ``dialogue``, a copy that becomes the conversation once there is an answer."""
+        messages = self._fitted(dialogue, question, sampling)
+        (answer,) = self._stream(messages, sampling, [nullcontext()])
+        if answer.text or answer.finish_reason != "cancelled":
+            dialogue.turns.append((question, answer.text))
+            self._dialogue = dialogue
+
+    def _fitted(self, dialogue: Dialogue, question: str, sampling: Sampling) -> tuple[Message, ...]:
+        """What is sent for a question: the turns for which the context has room, and it."""
         engine = self._engine
-        # A question too long even by itself is refused before any turn is given up for it.
-        engine.encode(Dialogue(self._dialogue.system).messages(question))
+        # A question too long even by itself is refused before a note says which turns are left out for it.
+        engine.encode(Dialogue(dialogue.system).messages(question))
         # Room is kept for the answer, but never more than half of the context.
         room = engine.context - min(sampling.max_tokens, engine.context // 2)
-        dropped = self._dialogue.fit(question, engine.count, room)
+        dropped = dialogue.fit(question, engine.count, room)
         if dropped:
-            self._note(f"the context of {engine.context} tokens is full: the oldest {_count(dropped, 'turn')} dropped")
-        (answer,) = self._stream(self._dialogue.messages(question), sampling, [nullcontext()])
-        if answer.text or answer.finish_reason != "cancelled":
-            self._dialogue.turns.append((question, answer.text))
+            self._note(f"the context of {engine.context} tokens is full: without the oldest {_count(dropped, 'turn')}")
+        return dialogue.messages(question)
 
     def _stream(
         self,
@@ -175,21 +182,16 @@ class Terminal:
         self._note(f"took back: {self._dialogue.undo()}")
 
     def _retry(self, _: str) -> None:
-        self._ask(self._dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
+        dialogue = self._dialogue.copy()
+        self._ask(dialogue, dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
 
     def _compare(self, question: str) -> None:
         if not self._engine.adapters:
             raise ConfigError("there is no adapter to compare with the base", remedy="open a run with --run")
-        turns = self._dialogue.turns
-        if not question and not turns:
+        dialogue = self._dialogue.copy()
+        if not question and not dialogue.turns:
             raise DataError("there is no question to compare", remedy="/compare QUESTION")
-        before = self._dialogue.turns
-        try:
-            if not question:
-                question, self._dialogue.turns = turns[-1][0], turns[:-1]
-            messages = self._dialogue.messages(question)
-        finally:
-            self._dialogue.turns = before
+        messages = self._fitted(dialogue, question or dialogue.undo(), self._sampling)
         sides: list[AbstractContextManager[None]] = [self._session.base(), nullcontext()]
         self._stream(messages, self._sampling, sides, ["base", "tuned"])
 
