@@ -7,16 +7,20 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.commands import chat_terminal
 from app.commands.chat import main
 from app.commands.chat_input import parse_parameter, read_input
 from app.commands.chat_terminal import Terminal
-from app.errors import ConfigError
+from app.data.records import Message
+from app.errors import ConfigError, DataError
 from app.generate.engine import Engine
+from app.generate.request import Request
 from app.generate.sampling import Sampling
 from support.opening import open_float32
 
@@ -63,6 +67,8 @@ def test_the_question_may_come_from_standard_input(
         (["--base", "b", "--family", "smolm2", "--prompt", "x"], "did you mean 'smollm2'"),
         (["--run", "nowhere", "--prompt", "  "], "question is empty"),
         (["--run", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+        (["--run", "nowhere", "--prompt", "\udcff hi"], "not UTF-8\n  where:  --prompt"),
+        (["--run", "nowhere", "--prompt", "hi", "--system", "\udcff"], "not UTF-8\n  where:  --system"),
     ],
 )
 def test_faults_are_one_message_and_status_2(
@@ -73,6 +79,28 @@ def test_faults_are_one_message_and_status_2(
     assert words in error
     assert "remedy:" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # Python's for a UTF-8 locale, and for none
+def test_a_piped_question_that_is_not_utf_8_is_one_message(
+    errors: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 ?"), encoding="utf-8", errors=errors))
+    assert main(["--run", "nowhere", "--prompt", "-"]) == 2
+    assert "not UTF-8\n  where:  standard input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_that_leaves_ends_the_answer_without_a_word(
+    flags: list[str], base: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main([*base, "--prompt", "Why?", "--max_tokens", "12", *flags]) == 141
+        gone.flush()  # as the interpreter does at its end
+    assert capfd.readouterr().err == ""
 
 
 def test_a_prompt_that_is_too_long_says_so(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,11 +174,90 @@ def test_compare_shows_base_and_tuned_and_leaves_the_conversation_alone(typed: T
     assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
 
 
+def test_a_line_that_is_not_utf_8_is_refused_and_the_chat_goes_on(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, count = chat_terminal.read_input, 0
+
+    def damaged() -> str:
+        nonlocal count
+        count += 1
+        return b"caf\xe9 ?".decode() if count == 1 else "caf\udce9 ?" if count == 2 else read()
+
+    monkeypatch.setattr(chat_terminal, "read_input", damaged)
+    shown = typed("Why?")
+    assert shown.count("the text is not UTF-8") == 2
+    assert shown.count("8 tokens · ") == 1
+
+
+def test_a_home_folder_that_nobody_knows_does_not_end_the_chat(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("Why?", "/save ~nobody9/x.jsonl", "/load ~nobody9/x.jsonl", f"/save {path}")
+    assert shown.count("the home folder in ~nobody9/x.jsonl is not known") == 2
+    assert "where:  /save" in shown and "where:  /load" in shown
+    assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
+
+
+def test_a_history_in_no_known_home_folder_is_said_before_anything_is_loaded(
+    base: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main([*base, "--history", "~nobody9/lines"]) == 2
+    assert "the home folder in ~nobody9/lines is not known\n  where:  --history" in capsys.readouterr().err
+
+
 def test_a_full_context_drops_the_oldest_turns_with_a_notice(typed: Typed) -> None:
     shown = typed("Why is it so?", "And then what?", "And after that?", "x " * 300, "Well?", context=70)
     assert "the context of 70 tokens is full" in shown
     assert "leaves no room" in shown
     assert shown.count("8 tokens · ") == 4
+
+
+@pytest.mark.parametrize("ending", ["stopped", "refused"])
+def test_a_turn_stays_until_a_new_answer_takes_its_place(
+    ending: str, typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    submit, number = Engine.submit, 0
+
+    def third_fails(*arguments: Any, **options: Any) -> Request:
+        nonlocal number
+        number += 1
+        if number == 3 and ending == "refused":
+            raise DataError("no", remedy="none")
+        request = submit(*arguments, **options)
+        if number == 3:
+            request.cancel()  # ctrl-C before the first word
+        return request
+
+    monkeypatch.setattr(Engine, "submit", third_fails)
+    shown = typed("Why?", "How?", f"/save {paths[0]}", "/retry", f"/save {paths[1]}", "/retry")
+    before, after = (json.loads(path.read_text(encoding="utf-8"))["messages"] for path in paths)
+    assert before == after and len(after) == 4
+    assert shown.count("8 tokens · ") == 3
+
+
+def test_a_stopped_question_costs_no_turn(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, submit = tmp_path / "talk.jsonl", Engine.submit
+
+    def stopped_if_long(engine: Engine, messages: Sequence[Message], *arguments: Any) -> Request:
+        request = submit(engine, messages, *arguments)
+        if len(messages[-1].content) > 50:
+            request.cancel()
+        return request
+
+    monkeypatch.setattr(Engine, "submit", stopped_if_long)
+    shown = typed("Why is it so?", "x " * 40, f"/save {path}", context=100)
+    assert "the context of 100 tokens is full" in shown
+    assert json.loads(path.read_text(encoding="utf-8"))["messages"][0]["content"] == "Why is it so?"
+
+
+def test_compare_leaves_out_the_oldest_turns_where_asking_would(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "talk.jsonl"
+    shown = typed("Why is it so?", "/compare And then what?", f"/save {path}", context=70)
+    assert "the context of 70 tokens is full" in shown
+    assert shown.count(" base ") == shown.count(" tuned ") == 1
+    assert len(json.loads(path.read_text(encoding="utf-8"))["messages"]) == 2
 
 
 def test_input_may_have_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
 """`python -m app export`: every kind end to end, its exit status, its report, what it leaves behind."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.__main__ import main
 from app.artifact import RunDirectory
-from app.export import merged, scorers
+from app.export import exporter, merged, scorers
+from app.export.check import Verdict
 from app.export.runtime import QUANTS
 from conftest import TinyCheckpoint
 from export.conftest import write_run
@@ -104,20 +109,47 @@ def test_ollama(run: Path) -> None:
     assert "FROM ./Llama-3-205K-Q8_0.gguf" in (run / "export" / "ollama" / "Modelfile").read_text()
 
 
-def test_bento(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[None]:
+    """An empty model store of BentoML's, which otherwise keeps the first it opened in a process."""
     from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml._internal.models import ModelStore
 
-    monkeypatch.setattr(BentoMLContainer.model_store, "_fs", None, raising=False)
-    with BentoMLContainer.bentoml_home.patch(str(tmp_path)):
-        assert main(["export", "bento", "--run", str(run), "--prompts", "2"]) == 0
-        import bentoml
+    with BentoMLContainer.model_store.patch(ModelStore(tmp_path)):
+        yield
 
-        (model,) = bentoml.models.list()
-        assert model.tag.name == "tuned" and str(model.tag) in capsys.readouterr().out
-        copy = RunDirectory(model.path)
-        assert copy.read_manifest() == RunDirectory(run).read_manifest()
-        (verdict,) = report(run, "bento")["verdicts"]  # type: ignore[misc]
-        assert verdict["run"]["kl"] == 0 and verdict["run"]["top1"] == 1
+
+@pytest.mark.usefixtures("store")
+def test_bento(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bentoml
+
+    assert main(["export", "bento", "--run", str(run), "--prompts", "2"]) == 0
+    (model,) = bentoml.models.list()
+    assert model.tag.name == "tuned" and str(model.tag) in capsys.readouterr().out
+    copy = RunDirectory(model.path)
+    assert copy.read_manifest() == RunDirectory(run).read_manifest()
+    (verdict,) = report(run, "bento")["verdicts"]  # type: ignore[misc]
+    assert verdict["run"]["kl"] == 0 and verdict["run"]["top1"] == 1
+
+
+@pytest.mark.usefixtures("store")
+def test_a_model_whose_check_was_stopped_does_not_stay_in_the_store(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bentoml
+
+    command = ["export", "bento", "--run", str(run), "--prompts", "2"]
+    assert main([*command, "--verify", "false"]) == 0
+    (checked,) = bentoml.models.list()
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "judge", interrupted)
+    assert main(command) == 130
+    assert "stopped: the store is as it was" in capsys.readouterr().err
+    assert [model.tag for model in bentoml.models.list()] == [checked.tag]
+    assert bentoml.models.get("tuned:latest").tag == checked.tag
 
 
 @pytest.mark.parametrize(
@@ -144,13 +176,89 @@ def test_faults_are_one_message_and_status_2(
 def test_too_little_disk_is_said_before_anything_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert main(["export", "merged", "--run", str(run), "--output", str(tmp_path / "out")]) == 2
     assert "GiB of disk" in capsys.readouterr().err
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["merged", "ollama", "bento", "gguf"])
+@pytest.mark.usefixtures("store")
+def test_after_a_failed_export_nothing_is_said_to_be_written(
+    kind: str, tiny: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind in ("ollama", "gguf"):
+        pytest.importorskip("llama_cpp")
+    run = fresh_run(tiny, tmp_path / "runs")
+    judge = exporter.judge
+
+    def failing(*arguments: Any, **options: Any) -> Verdict:
+        return dataclasses.replace(judge(*arguments, **options), passed=False)
+
+    monkeypatch.setattr(exporter, "judge", failing)
+    assert main(["export", kind, "--run", str(run), "--prompts", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "NOT THE SAME MODEL" in out and "wrote" not in out
+    assert not [path for path in (run / "export").rglob("*") if path.is_file()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "said"),
+    [
+        ("merged", "tuned", "holds the run"),
+        ("ollama", "tuned", "holds the run"),
+        ("merged", ".", "holds the run"),
+        ("merged", "base", "holds the base model"),
+        ("ollama", "here", "holds the folder you are in"),
+        ("merged", "tuned/adapter", "adapter_config.json, which no `export merged` wrote"),
+        ("merged", "other", "no README.md"),
+        ("merged", "notes", "notes.txt, which no `export merged` wrote"),
+        ("ollama", "project", "src, which no `export ollama` wrote"),
+        ("merged", "notes/notes.txt", "is a file"),
+        ("gguf", "notes/notes.txt", "is a file"),
+        ("lora-gguf", "notes/notes.txt/deeper", "is a file"),
+    ],
+)
+def test_what_no_export_wrote_stays(
+    kind: str,
+    output: str,
+    said: str,
+    tiny: TinyCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = shutil.copytree(tiny("llama3"), tmp_path / "base")
+    shutil.copytree(base, tmp_path / "other")
+    write_run(tmp_path / "tuned", base, "llama3", quantization="nf4", strength=0.1)
+    for file in ("notes/notes.txt", "project/Modelfile", "project/model.gguf", "project/src/main.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = contents(tmp_path)
+    options = ["--output", f"../{output}", "--verify", "false"]
+    assert main(["export", kind, "--run", "../tuned", *options]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "where:  --output" in err and "remedy" in err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["merged", "ollama"])
+def test_an_earlier_export_is_replaced_where_a_link_leads(kind: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    command = ["export", kind, "--run", str(run), "--output", str(tmp_path / "link"), "--verify", "false"]
+    assert main(command) == 0
+    before = contents(tmp_path / "disk")
+    assert before and main(command) == 0
+    assert (tmp_path / "link").is_symlink() and contents(tmp_path / "disk") == before
+    assert left(tmp_path) == ["disk", "link"]
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from app.errors import ConfigError, ModelError
 from app.export import tuned as module_tuned
 from app.export.merged import pick_type, write_merged
+from app.export.output import replaceable
 from app.export.target import publish_folder
 from app.export.tuned import nf4_rounded, open_tuned
 from app.export.weights import read_checkpoint
@@ -51,6 +52,7 @@ def test_transformers_opens_it_and_it_says_what_the_adapter_says(
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
     stops = tokenizer.convert_tokens_to_ids(list(family.stop_tokens))
     assert GenerationConfig.from_pretrained(folder).eos_token_id == stops
+    assert replaceable(folder, "merged", tuned) == folder
     card = (folder / "README.md").read_text()
     assert f"license: {family.licence}" in card and "sha256:" in card and "LoRA (rank 8" in card
 

@@ -33,6 +33,14 @@ def test_the_oldest_turns_are_dropped_until_the_rest_fits(room: int, dropped: in
     assert dialogue.system == "be kind"
 
 
+def test_a_copy_is_changed_by_itself() -> None:
+    dialogue = talk()
+    copy = dialogue.copy()
+    assert (copy.system, copy.turns) == (dialogue.system, dialogue.turns)
+    copy.undo()
+    assert dialogue.turns == talk().turns
+
+
 def test_undo_gives_the_question_back() -> None:
     dialogue = talk()
     assert dialogue.undo() == "seven"

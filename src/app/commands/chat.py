@@ -2,12 +2,14 @@
 
 import dataclasses
 import json as jsonlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.commands import run_command
+from app.commands.chat_input import home_expanded, on_interrupt, only_utf8
 from app.commands.source import check_source, open_source
 from app.errors import ConfigError, DataError
 from app.terminal import is_quiet
@@ -21,7 +23,12 @@ HISTORY = Path("~/.app_chat_history")
 
 
 def main(argv: Sequence[str]) -> int:
-    return run_command(chat, argv, name="chat", stays="answers")
+    try:
+        return run_command(chat, argv, name="chat", stays="answers")
+    except BrokenPipeError:
+        # Whoever read the answer has left, as `head` does: a shell's status for that, and nowhere for the rest to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def chat(
@@ -62,9 +69,13 @@ def chat(
         history: file that keeps the typed lines.
     """
     check_source(run, base, family, command="chat")
+    with only_utf8("--system"):
+        system.encode()
     question = _one_question(prompt)
     if json and question is None:
         raise ConfigError("--json needs a question", where="--json", remedy='add --prompt "…", or pipe it in')
+    if question is None:
+        history = home_expanded(history, where="--history")
     from app.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
@@ -83,15 +94,16 @@ def chat(
 
 def _one_question(prompt: str | None) -> str | None:
     """The single question to answer, or None for a conversation in the terminal."""
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        prompt = sys.stdin.read()
+    piped = prompt == "-" or (prompt is None and not sys.stdin.isatty())
+    with only_utf8("standard input" if piped else "--prompt"):
+        prompt = sys.stdin.read() if piped else prompt
+        (prompt or "").encode()
     if prompt is not None and not prompt.strip():
         raise DataError("the question is empty", where="--prompt", remedy="give some text")
     return prompt
 
 
 def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampling", *, json: bool) -> int:
-    from app.commands.chat_input import on_interrupt
     from app.data.records import prompt
 
     def show(chunk: "Chunk") -> None:
@@ -107,7 +119,7 @@ def _answer_once(engine: "Engine", question: str, system: str, sampling: "Sampli
         fields = dataclasses.asdict(answer)
         tokens = len(fields.pop("token_ids"))
         del fields["logprobs"]
-        print(jsonlib.dumps({**fields, "tokens": tokens}, ensure_ascii=False))
+        print(jsonlib.dumps({**fields, "tokens": tokens}, ensure_ascii=False), flush=True)
     else:
-        print()
+        print(flush=True)
     return 130 if answer.finish_reason == "cancelled" else 0

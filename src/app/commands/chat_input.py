@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from app.errors import ConfigError
+from app.errors import ConfigError, DataError
 
 _BLOCK = '"""'
 
@@ -78,6 +78,34 @@ def read_input() -> str:
         lines.append(line[:-1])
         line = input("… ")
     return "\n".join([*lines, line])
+
+
+@contextmanager
+def only_utf8(where: str) -> Iterator[None]:
+    """Around reading and encoding a text: bytes that are not UTF-8 stop the one, or as lone surrogates the other.
+
+    Raises:
+        DataError: there were such bytes.
+    """
+    try:
+        yield
+    except UnicodeError as fault:
+        remedy = "convert it, such as with iconv -f latin1 -t utf-8"
+        raise DataError("the text is not UTF-8", where=where, remedy=remedy) from fault
+
+
+def home_expanded(path: Path, *, where: str) -> Path:
+    """The path with ``~`` or ``~name`` replaced by that user's folder.
+
+    Raises:
+        ConfigError: nobody knows that folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as fault:
+        raise ConfigError(
+            f"the home folder in {path} is not known", where=where, remedy="write the path out, from / on"
+        ) from fault
 
 
 def parse_parameter(text: str) -> tuple[str, Any]:

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.chat_input import line_history, on_interrupt, parse_parameter, read_input
+from app.commands.chat_input import home_expanded, line_history, on_interrupt, only_utf8, parse_parameter, read_input
 from app.data.records import Message
 from app.errors import AppError, ConfigError, DataError
 from app.generate.dialogue import Dialogue
@@ -46,7 +46,7 @@ class Terminal:
         self._engine = engine
         self._sampling = sampling
         self._dialogue = Dialogue(system)
-        self._history = history.expanduser()
+        self._history = history
         self._console = Console()
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._console.print(HELP, markup=False, highlight=False),
@@ -56,8 +56,8 @@ class Terminal:
             "/retry": self._retry,
             "/compare": self._compare,
             "/params": self._set_params,
-            "/save": lambda name: self._note(f"saved to {self._file(name, self._dialogue.save)}"),
-            "/load": lambda name: self._note(f"{self._file(name, self._dialogue.load)}: {self._length()}"),
+            "/save": self._save,
+            "/load": self._load,
         }
 
     def run(self) -> int:
@@ -68,7 +68,12 @@ class Terminal:
             interrupted = False
             while True:
                 try:
-                    text = read_input()
+                    with only_utf8("the line typed"):
+                        text = read_input()
+                        text.encode()
+                except DataError as fault:
+                    self._complain(fault)
+                    continue
                 except KeyboardInterrupt:
                     if interrupted:
                         break
@@ -95,22 +100,29 @@ class Terminal:
             elif name.startswith("/") and "/" not in name[1:]:
                 raise ConfigError(f"there is no command {name}", remedy="/help lists them")
             else:
-                self._ask(text, self._sampling)
+                self._ask(self._dialogue.copy(), text, self._sampling)
         except AppError as fault:
-            self._console.print(f"error: {fault}", style="red", markup=False, highlight=False)
+            self._complain(fault)
 
-    def _ask(self, question: str, sampling: Sampling) -> None:
+    def _ask(self, dialogue: Dialogue, question: str, sampling: Sampling) -> None:
+        """Answers in ``dialogue``, a copy that becomes the conversation once there is an answer."""
+        messages = self._fitted(dialogue, question, sampling)
+        (answer,) = self._stream(messages, sampling, [nullcontext()])
+        if answer.text or answer.finish_reason != "cancelled":
+            dialogue.turns.append((question, answer.text))
+            self._dialogue = dialogue
+
+    def _fitted(self, dialogue: Dialogue, question: str, sampling: Sampling) -> tuple[Message, ...]:
+        """What is sent for a question: the turns for which the context has room, and it."""
         engine = self._engine
-        # A question too long even by itself is refused before any turn is given up for it.
-        engine.encode(Dialogue(self._dialogue.system).messages(question))
+        # A question too long even by itself is refused before a note says which turns are left out for it.
+        engine.encode(Dialogue(dialogue.system).messages(question))
         # Room is kept for the answer, but never more than half of the context.
         room = engine.context - min(sampling.max_tokens, engine.context // 2)
-        dropped = self._dialogue.fit(question, engine.count, room)
+        dropped = dialogue.fit(question, engine.count, room)
         if dropped:
-            self._note(f"the context of {engine.context} tokens is full: the oldest {_count(dropped, 'turn')} dropped")
-        (answer,) = self._stream(self._dialogue.messages(question), sampling, [nullcontext()])
-        if answer.text or answer.finish_reason != "cancelled":
-            self._dialogue.turns.append((question, answer.text))
+            self._note(f"the context of {engine.context} tokens is full: without the oldest {_count(dropped, 'turn')}")
+        return dialogue.messages(question)
 
     def _stream(
         self,
@@ -170,21 +182,16 @@ class Terminal:
         self._note(f"took back: {self._dialogue.undo()}")
 
     def _retry(self, _: str) -> None:
-        self._ask(self._dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
+        dialogue = self._dialogue.copy()
+        self._ask(dialogue, dialogue.undo(), dataclasses.replace(self._sampling, seed=None))
 
     def _compare(self, question: str) -> None:
         if not self._engine.adapters:
             raise ConfigError("there is no adapter to compare with the base", remedy="open a run with --run")
-        turns = self._dialogue.turns
-        if not question and not turns:
+        dialogue = self._dialogue.copy()
+        if not question and not dialogue.turns:
             raise DataError("there is no question to compare", remedy="/compare QUESTION")
-        before = self._dialogue.turns
-        try:
-            if not question:
-                question, self._dialogue.turns = turns[-1][0], turns[:-1]
-            messages = self._dialogue.messages(question)
-        finally:
-            self._dialogue.turns = before
+        messages = self._fitted(dialogue, question or dialogue.undo(), self._sampling)
         sides: list[AbstractContextManager[None]] = [self._session.base(), nullcontext()]
         self._stream(messages, self._sampling, sides, ["base", "tuned"])
 
@@ -198,15 +205,18 @@ class Terminal:
         shown = {k: v for k, v in dataclasses.asdict(self._sampling).items() if k not in ("logprobs", "ignore_stop")}
         self._note(" ".join(f"{name}={value}" for name, value in shown.items()))
 
-    def _file(self, name: str, action: Callable[[Path], None]) -> Path:
-        if not name:
-            raise ConfigError("a file name is missing", remedy="such as /save talk.jsonl")
-        path = Path(name).expanduser()
-        action(path)
-        return path
+    def _save(self, name: str) -> None:
+        path = _file(name, where="/save")
+        self._dialogue.save(path)
+        self._note(f"saved to {path}")
 
-    def _length(self) -> str:
-        return _count(len(self._dialogue.turns), "turn")
+    def _load(self, name: str) -> None:
+        path = _file(name, where="/load")
+        self._dialogue.load(path)
+        self._note(f"{path}: {_count(len(self._dialogue.turns), 'turn')}")
+
+    def _complain(self, fault: AppError) -> None:
+        self._console.print(f"error: {fault}", style="red", markup=False, highlight=False)
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, highlight=False)
@@ -225,6 +235,12 @@ class _Tail:
             yield from line
             yield Segment.line()
         yield Text(self._status, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _file(name: str, *, where: str) -> Path:
+    if not name:
+        raise ConfigError("a file name is missing", where=where, remedy=f"such as {where} talk.jsonl")
+    return home_expanded(Path(name), where=where)
 
 
 def _layout(texts: Sequence[str], titles: Sequence[str]) -> RenderableType:

@@ -64,7 +64,8 @@ class Merged(Export):
     """A Hugging Face folder: base and adapter in one, in 16 bits.
 
     Args:
-        output: the folder to write; RUN/export/merged by default. What is there is replaced when the new one is whole.
+        output: the folder to write; RUN/export/merged by default. An earlier export there is replaced when the new
+            one is whole, anything else refused.
         dtype: auto (the base's), bfloat16, float16 or float32.
         exact: merge into the NF4-rounded base the adapter was trained on rather than the original one.
         shard_gb: at most so many gigabytes (10^9 bytes) of weights in a file.
@@ -153,7 +154,8 @@ class Ollama(Export):
     """A folder for `ollama create NAME -f Modelfile`: GGUF file, template, stop tokens, parameters.
 
     Args:
-        output: the folder to write; RUN/export/ollama by default. What is there is replaced when the new one is whole.
+        output: the folder to write; RUN/export/ollama by default. An earlier export there is replaced when the new
+            one is whole, anything else refused.
         quant: one GGUF type, as in `export gguf`.
         name: of the model in the file's name; the family's by default.
     """
@@ -259,7 +261,8 @@ def main(argv: Sequence[str]) -> int:
             KINDS[kind], argv[1:], name=f"export {kind}", stays="what was written, and what is not the same model"
         )
     except KeyboardInterrupt:
-        print("stopped: nothing was replaced; the same command goes on where it stopped", file=sys.stderr)
+        resumed = "nothing was replaced; the same command goes on where it stopped"
+        print(f"stopped: {'the store is as it was' if kind == 'bento' else resumed}", file=sys.stderr)
         return 130
 
 

@@ -31,7 +31,7 @@ def export_bento(
 ) -> tuple["Outcome", str]:
     """The run in BentoML's model store, compared with the original; returns the tag too.
 
-    A copy that does not answer as the run does is taken out of the store again.
+    A copy whose check fails or is stopped is taken out of the store again.
     """
     import bentoml
 
@@ -44,11 +44,15 @@ def export_bento(
     verdicts = []
     with checking(tuned, check_at, bars=bars, twin=False) as check:
         tag = store_run(run, name=name, base=tuned.base if include_base else None)
-        stored = Path(bentoml.models.get(tag).path)
-        if check:
-            base = stored / STORED_BASE
-            session = open_run(stored, base=str(base) if include_base else None)
-            verdicts.append(check.judge(TransformersScorer(session), tag, "copy"))
+        try:
+            stored = Path(bentoml.models.get(tag).path)
+            if check:
+                base = stored / STORED_BASE
+                session = open_run(stored, base=str(base) if include_base else None)
+                verdicts.append(check.judge(TransformersScorer(session), tag, "copy"))
+        except BaseException:  # ctrl-C too: it is the newest of its name already, which the service takes
+            bentoml.models.delete(tag)
+            raise
     if not all(verdict.passed for verdict in verdicts):
         bentoml.models.delete(tag)
     return outcome_of("bento", [stored], verdicts, check), tag

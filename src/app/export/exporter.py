@@ -22,6 +22,7 @@ from app.export.gguf_file import (
 from app.export.lora_gguf import lora_tensors, write_lora_gguf
 from app.export.merged import merged_bytes, pick_type, write_merged
 from app.export.ollama import modelfile
+from app.export.output import replaceable, require_folder
 from app.export.report import write_report
 from app.export.runtime import QUANTS, LlamaCpp, llama_cpp, quantize
 from app.export.samples import held_out
@@ -128,7 +129,8 @@ def export_merged(
     """A Hugging Face folder; see `merged`."""
     tuned = open_tuned(run, exact=exact)
     kind = pick_type(dtype, tuned)
-    target = output or _default(run, "merged")
+    place = output or _default(run, "merged")
+    target = replaceable(place, "merged", tuned)
     advance = bars("merging", merged_bytes(tuned, kind))
     work = write_merged(tuned, target, dtype=kind, shard_bytes=shard_bytes, advance=advance)
     verdicts = []
@@ -137,7 +139,7 @@ def export_merged(
             with merged_scorer(work, tuned) as scorer:
                 verdicts.append(check.judge(scorer, target.name, str(kind).removeprefix("torch.")))
     _settle(target, verdicts, place=publish_folder)
-    return outcome_of("merged-exact" if exact else "merged", [target], verdicts, check)
+    return outcome_of("merged-exact" if exact else "merged", [place], verdicts, check)
 
 
 def export_gguf(
@@ -157,6 +159,7 @@ def export_gguf(
         llama_cpp()
     tuned = open_tuned(run, exact=exact)
     folder = output or _default(run, "gguf")
+    require_folder(folder)
     _gguf_room(tuned, folder, quants)
     targets = [folder / file_name(tuned, quant, name=name) for quant in quants]
     verdicts = []
@@ -176,6 +179,7 @@ def export_lora_gguf(
     tuned = open_tuned(run)
     size = sum(tensor.numel() * 4 for tensor in lora_tensors(tuned).tensors.values())
     folder = output or _default(run, "lora-gguf")
+    require_folder(folder)
     target = folder / file_name(tuned, "F32", name=name).replace(".gguf", "-LoRA.gguf")
     if check_at:
         llama_cpp()
@@ -211,7 +215,8 @@ def export_ollama(
     if check_at or quant not in DIRECT:
         llama_cpp()
     tuned = open_tuned(run)
-    target = output or _default(run, "ollama")
+    place = output or _default(run, "ollama")
+    target = replaceable(place, "ollama", tuned)
     _gguf_room(tuned, target.parent, [quant])
     work = partial_path(target)
     file = work / file_name(tuned, quant, name=name)
@@ -227,7 +232,7 @@ def export_ollama(
         if other.name not in (file.name, "Modelfile"):
             other.unlink()
     _settle(target, verdicts, place=publish_folder)
-    return outcome_of("ollama", [target], verdicts, check)
+    return outcome_of("ollama", [place], verdicts, check)
 
 
 def _written(
@@ -289,6 +294,9 @@ def _default(run: Path, kind: str) -> Path:
 
 
 def outcome_of(kind: str, targets: Sequence[Path], verdicts: Sequence[Verdict], check: Check | None) -> Outcome:
+    """What an export came to, once its targets that passed are in place."""
     failed = {verdict.name for verdict in verdicts if not verdict.passed}
-    report = check.report(kind, verdicts) if check else None
-    return Outcome(paths=[path for path in targets if path.name not in failed], verdicts=verdicts, report=report)
+    # A single target may have another name than its verdict: Ollama's is the GGUF file's, BentoML's the tag.
+    several = len(targets) > 1
+    paths = [path for path in targets if (path.name not in failed if several else not failed)]
+    return Outcome(paths=paths, verdicts=verdicts, report=check.report(kind, verdicts) if check else None)

@@ -22,6 +22,12 @@ class Dialogue:
         self.system = system
         self.turns: list[tuple[str, str]] = []
 
+    def copy(self) -> "Dialogue":
+        """The same turns, to be changed without changing these."""
+        dialogue = Dialogue(self.system)
+        dialogue.turns = list(self.turns)
+        return dialogue
+
     def messages(self, question: str | None = None) -> tuple[Message, ...]:
         """The conversation, with a new question at its end if one is given."""
         texts = [Message(role="system", content=self.system)] if self.system else []
