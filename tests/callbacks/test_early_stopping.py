@@ -39,3 +39,7 @@ def test_best_adapter_is_restored_and_the_last_is_kept(undisturbed: Undisturbed,
     assert run.read_manifest().result["steps"] == before
     again = load_file(run.adapter / "adapter_model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in best.items())
+
+    # More patience, and it goes on.
+    fit(*options, "--resume", "auto", "--early_stopping.patience", "5")
+    assert run.read_manifest().result["steps"] == before + 2
