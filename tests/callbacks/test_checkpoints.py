@@ -147,6 +147,24 @@ def test_resume_of_a_run_that_has_not_begun_begins_it_and_of_a_finished_one_chan
     assert undisturbed.is_equal(run)
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["nothing is left to train", "the second part takes less"])
+def test_peak_memory_is_that_of_all_parts(undisturbed: Undisturbed, run: RunDirectory, last: bool) -> None:
+    """As the checkpoint has it: a part that was killed wrote none into the manifest."""
+    shutil.copytree(undisturbed.run.path, run.path)
+    newest = find_checkpoint(run, "last")
+    checkpoint = torch.load(newest, weights_only=True)
+    assert checkpoint["callbacks"]["MemoryMonitor"] == run.read_manifest().result["peak_memory"]
+    path = newest if last else min(run.checkpoints.glob("*.ckpt"))
+    peak = {"allocated": 10**15, "reserved": 10**15, "process": 10**15}
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["MemoryMonitor"] = peak
+    clear(run)
+    torch.save(checkpoint, path)
+    run.manifest_path.unlink()
+    fit(*undisturbed.options(run), "--resume", "auto")
+    assert run.read_manifest().result["peak_memory"] == peak
+
+
 def test_another_order_of_rows_is_refused(
     undisturbed: Undisturbed, copied: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,15 +210,18 @@ def test_evaluation_asks_for_the_options_of_the_adapter_alone(
     assert "model.alpha is 64.0; it was 32.0" in capsys.readouterr().err
 
 
-def test_checkpoint_from_before_options_were_written_down_is_gone_on_from(
-    undisturbed: Undisturbed, copied: RunDirectory
+def test_checkpoint_from_before_options_and_peaks_were_in_it_is_gone_on_from(
+    undisturbed: Undisturbed, run: RunDirectory
 ) -> None:
-    path = find_checkpoint(copied, "last")
+    shutil.copytree(undisturbed.run.path, run.path)
+    path = find_checkpoint(run, "last")
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["options"]
-    clear(copied)
+    del checkpoint["options"], checkpoint["callbacks"]["MemoryMonitor"]
+    clear(run)
     torch.save(checkpoint, path)
-    fit(*undisturbed.options(copied, model__lr=1e-6), "--resume", "auto")
+    before = run.read_manifest().result["peak_memory"]
+    fit(*undisturbed.options(run, model__lr=1e-6), "--resume", "auto")
+    assert run.read_manifest().result["peak_memory"] == before
 
 
 def test_overwrite_leaves_nothing_of_the_run_before(undisturbed: Undisturbed, run: RunDirectory) -> None:

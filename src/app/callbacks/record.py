@@ -184,7 +184,7 @@ def _result(trainer: Trainer) -> dict[str, Any]:
             result["failed_saves"] = callback.failed_saves
         elif isinstance(callback, Divergence):
             result |= {"skipped_steps": callback.skipped, "spikes": callback.spikes}
-        elif isinstance(callback, MemoryMonitor):
+        elif isinstance(callback, MemoryMonitor) and callback.peak.process:
             result["peak_memory"] = dataclasses.asdict(callback.peak)
         elif isinstance(callback, Throughput) and callback.seconds:
             result |= {
