@@ -1,5 +1,6 @@
 """Which adapter a run ends with."""
 
+import math
 import shutil
 from contextlib import ExitStack
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.artifact import RunDirectory
-from app.callbacks.checkpoint_files import find_checkpoint
+from app.callbacks.checkpoint_files import find_checkpoint, read_seal
 from app.cli import run_attempts
 from app.model.module import QLoRAModule
 from callbacks.conftest import Undisturbed
@@ -59,3 +60,11 @@ def test_validation_without_a_number_is_never_the_best(
     result = run.read_manifest().result
     assert result["best_step"] > 2 and result["best_val_loss"] == pytest.approx(result["val_loss"], abs=0.5)
     assert find_checkpoint(run, "best").name == f"step-{result['best_step']:06d}.ckpt"
+
+
+def test_best_of_another_metric_is_not_recorded_as_a_loss(undisturbed: Undisturbed, run: RunDirectory) -> None:
+    fit(*undisturbed.options(run, checkpoints__monitor="val/perplexity", early_stopping__monitor="val/perplexity"))
+    result, same = run.read_manifest().result, undisturbed.run.read_manifest().result
+    assert result["best_val_loss"] is None and result["best_step"] == same["best_step"]
+    seal = read_seal(find_checkpoint(run, "best"))
+    assert seal is not None and seal.value == pytest.approx(math.exp(same["best_val_loss"]))

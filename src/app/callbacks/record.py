@@ -180,7 +180,8 @@ def _result(trainer: Trainer) -> dict[str, Any]:
             result[name.replace("/", "_")] = float(trainer.callback_metrics[name])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer.__init__
         if isinstance(callback, Checkpoints):
-            result |= {"best_val_loss": callback.best, "best_step": callback.best_step}
+            loss = callback.best if callback.monitor == "val/loss" else None  # another metric's best is no loss
+            result |= {"best_val_loss": loss, "best_step": callback.best_step}
             result["failed_saves"] = callback.failed_saves
         elif isinstance(callback, Divergence):
             result |= {"skipped_steps": callback.skipped, "spikes": callback.spikes}
