@@ -225,6 +225,22 @@ def test_config_of_a_run_starts_the_same_run(finished: tuple[RunDirectory, list[
     assert json.loads(again.manifest_path.read_text())["config"]["data"]["batch_size"] == 3
 
 
+def test_config_of_a_run_never_wipes_that_run(
+    tiny: TinyCheckpoint, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where it was made with --overwrite true, or by going on: those are said anew each time."""
+    run = RunDirectory(tmp_path / "run")
+    options = arguments(tiny("smollm2"), data, run.path, model__family="smollm2", trainer__max_steps=1)
+    for once in (("--overwrite", "true"), ("--resume", "auto"), ("--ckpt_path", "last")):
+        fit(*options, *once)
+        for config in (yaml.safe_load(run.config_path.read_text()), run.read_manifest().config):
+            assert (config["overwrite"], config["resume"], config["ckpt_path"]) == (False, "never", None)
+        checkpoints = {path: path.read_bytes() for path in run.checkpoints.iterdir()}
+        assert main(["fit", "--config", str(run.config_path)]) == 2
+        assert "holds the checkpoints of another run" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in run.checkpoints.iterdir()} == checkpoints
+
+
 def test_without_a_validation_split_the_adapter_follows_the_last_step(
     tiny: TinyCheckpoint, data: Path, tmp_path: Path
 ) -> None:

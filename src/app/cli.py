@@ -35,6 +35,7 @@ from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
+from app.commands.fit_options import require_sound
 from app.commands.options import BriefErrors, add_quiet
 from app.data.module import SFTDataModule
 from app.errors import AppError, RunError, first_line
@@ -124,6 +125,10 @@ class AppCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would silently replace options by those a checkpoint holds; a run's options are in its config."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            require_sound(self.config["fit"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]

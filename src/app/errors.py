@@ -61,6 +61,15 @@ def several(title: str, faults: Iterable[str], *, limit: int = 20) -> str:
     return "\n".join(shown)
 
 
+def changes(now: Mapping[str, object], before: Mapping[str, object]) -> list[str]:
+    """Options that were something else before, a line each; those that ``before`` does not know are left out."""
+    return [
+        f"{name} is {value}; it was {before[name]}"
+        for name, value in now.items()
+        if name in before and value != before[name]
+    ]
+
+
 def first_line(fault: BaseException) -> str:
     """What a library's exception says first; its kind where it says nothing."""
     lines = str(fault).strip().splitlines()

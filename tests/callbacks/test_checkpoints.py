@@ -147,6 +147,24 @@ def test_resume_of_a_run_that_has_not_begun_begins_it_and_of_a_finished_one_chan
     assert undisturbed.is_equal(run)
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["nothing is left to train", "the second part takes less"])
+def test_peak_memory_is_that_of_all_parts(undisturbed: Undisturbed, run: RunDirectory, last: bool) -> None:
+    """As the checkpoint has it: a part that was killed wrote none into the manifest."""
+    shutil.copytree(undisturbed.run.path, run.path)
+    newest = find_checkpoint(run, "last")
+    checkpoint = torch.load(newest, weights_only=True)
+    assert checkpoint["callbacks"]["MemoryMonitor"] == run.read_manifest().result["peak_memory"]
+    path = newest if last else min(run.checkpoints.glob("*.ckpt"))
+    peak = {"allocated": 10**15, "reserved": 10**15, "process": 10**15}
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["MemoryMonitor"] = peak
+    clear(run)
+    torch.save(checkpoint, path)
+    run.manifest_path.unlink()
+    fit(*undisturbed.options(run), "--resume", "auto")
+    assert run.read_manifest().result["peak_memory"] == peak
+
+
 def test_another_order_of_rows_is_refused(
     undisturbed: Undisturbed, copied: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +172,56 @@ def test_another_order_of_rows_is_refused(
     assert main(["fit", *options, "--resume", "auto"]) == 2
     said = capsys.readouterr().err
     assert "data.batch_size is 2; it was 3" in said and "seed_everything is 7; it was 42" in said
+
+
+CHANGED = {
+    "model.rank": (8, 16),
+    "model.alpha": (64.0, 32.0),
+    "model.targets": (["q_proj"], ["all"]),
+    "model.lr": (1e-06, 0.0002),
+    "model.weight_decay": (0.1, 0.0),
+    "model.optimizer": ("adamw", "paged_adamw_8bit"),
+    "trainer.accumulate_grad_batches": (3, 2),
+    "data.batch_size": (2, 3),
+}
+"""Option -> another value, and that of the undisturbed run."""
+
+
+def test_options_that_the_checkpoint_does_not_go_with_are_refused_at_once(
+    undisturbed: Undisturbed, run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed.run.path, run.path)
+    files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    changed = {name.replace(".", "__"): value for name, (value, _) in CHANGED.items()}
+    assert main(["fit", *undisturbed.options(run, **changed), "--resume", "auto"]) == 2
+    said = capsys.readouterr().err
+    for name, (now, before) in CHANGED.items():
+        assert f"- {name} is {now}; it was {before}\n" in said
+    assert "remedy: go on without changing them" in said and said.count("; it was") == len(CHANGED)
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_evaluation_asks_for_the_options_of_the_adapter_alone(
+    undisturbed: Undisturbed, copied: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = undisturbed.options(copied, model__quantization="none", model__lr=1e-6)
+    assert main(["validate", *options, "--ckpt_path", "best"]) == 0
+    assert main(["validate", *options, "--model.alpha", "64", "--ckpt_path", "best"]) == 2
+    assert "model.alpha is 64.0; it was 32.0" in capsys.readouterr().err
+
+
+def test_checkpoint_from_before_options_and_peaks_were_in_it_is_gone_on_from(
+    undisturbed: Undisturbed, run: RunDirectory
+) -> None:
+    shutil.copytree(undisturbed.run.path, run.path)
+    path = find_checkpoint(run, "last")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["options"], checkpoint["callbacks"]["MemoryMonitor"]
+    clear(run)
+    torch.save(checkpoint, path)
+    before = run.read_manifest().result["peak_memory"]
+    fit(*undisturbed.options(run, model__lr=1e-6), "--resume", "auto")
+    assert run.read_manifest().result["peak_memory"] == before
 
 
 def test_overwrite_leaves_nothing_of_the_run_before(undisturbed: Undisturbed, run: RunDirectory) -> None:

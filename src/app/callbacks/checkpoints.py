@@ -112,7 +112,7 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = float(trainer.callback_metrics[self.monitor])
-        if self.best is None or value < self.best:
+        if math.isfinite(value) and (self.best is None or value < self.best):
             before = self.best, self.best_step
             self.best, self.best_step = value, trainer.global_step
             if not self.save(trainer, pl_module, value):

@@ -1,5 +1,6 @@
 """Memory during training: what is allocated, what is reserved, and what the driver says."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,11 +13,18 @@ class MemoryMonitor(Callback):
     """Logs ``memory/*_gib`` at every optimizer step and keeps the peaks.
 
     ``memory/process_gib`` is the driver's figure for the process, the one that must fit the card: torch's own leave
-    out the CUDA context. On a CPU all are the resident set. 1 GiB = 2**30 bytes.
+    out the CUDA context. On a CPU all are the resident set. 1 GiB = 2**30 bytes. Peaks are those of all parts of a run
+    that was resumed.
     """
 
     def __init__(self) -> None:
         self.peak = MemoryReading(allocated=0, reserved=0, process=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.peak)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.peak = MemoryReading(**state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":

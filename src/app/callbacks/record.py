@@ -38,6 +38,9 @@ PACKAGES = (
     "jsonargparse",
 )
 
+ONCE = {"overwrite": False, "resume": "never", "ckpt_path": None}
+"""Options of one command, not of the run: config.yaml holds their defaults, or it would wipe the run it stands in."""
+
 
 def package_versions() -> dict[str, str]:
     """Version of each package that decides what a run computes; those not installed are left out."""
@@ -74,19 +77,24 @@ class RunRecorder(SaveConfigCallback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+        self.config = self.config.clone()
+        for name, value in ONCE.items():
+            self.config[name] = value
         self._manifest: Manifest | None = None
         self._adaptations: list[Adaptation] = []
         self._before: Mapping[str, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing: Lightning saves the configuration here, before it is known to go with the checkpoint."""
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
         run = RunDirectory(trainer.default_root_dir)
         write_atomic(run.config_path, self.parser.dump(self.config, skip_none=False))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
+        self.save_config(trainer, pl_module, "fit")
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -172,11 +180,12 @@ def _result(trainer: Trainer) -> dict[str, Any]:
             result[name.replace("/", "_")] = float(trainer.callback_metrics[name])
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set in Trainer.__init__
         if isinstance(callback, Checkpoints):
-            result |= {"best_val_loss": callback.best, "best_step": callback.best_step}
+            loss = callback.best if callback.monitor == "val/loss" else None  # another metric's best is no loss
+            result |= {"best_val_loss": loss, "best_step": callback.best_step}
             result["failed_saves"] = callback.failed_saves
         elif isinstance(callback, Divergence):
             result |= {"skipped_steps": callback.skipped, "spikes": callback.spikes}
-        elif isinstance(callback, MemoryMonitor):
+        elif isinstance(callback, MemoryMonitor) and callback.peak.process:
             result["peak_memory"] = dataclasses.asdict(callback.peak)
         elif isinstance(callback, Throughput) and callback.seconds:
             result |= {

@@ -22,7 +22,7 @@ from app.data.sampler import EpochBatchSampler, shard
 from app.data.split import SPLITS
 from app.data.tokenize import Encoding, load_tokenizer
 from app.data.tokenized import kept_conversations, prepared_folder, split_conversations, split_hash, tokenized
-from app.errors import DataError, RunError, require_ranges, several
+from app.errors import DataError, RunError, changes, require_ranges, several
 from app.families import get_family
 
 NOTHING = 8
@@ -250,9 +250,7 @@ class SFTDataModule(LightningDataModule):
         Raises:
             RunError: it is another one, in which rows would be repeated and others left out.
         """
-        now = self._identity()
-        before = state_dict.get("order", now)
-        faults = [f"{name} is {now[name]}; it was {before[name]}" for name in now if now[name] != before[name]]
+        faults = self.changes(state_dict)
         if faults:
             raise RunError(
                 several("the checkpoint stands in another order of rows than this one", faults),
@@ -260,6 +258,10 @@ class SFTDataModule(LightningDataModule):
                 remedy="go on with the data and options the run began with, or begin anew with --overwrite true",
             )
         self._begin = (state_dict["epoch"], state_dict["batch"])
+
+    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What the order depends on and is not as it was, a line each."""
+        return changes(self._identity(), state_dict.get("order", {}))
 
     def _identity(self) -> dict[str, Any]:
         """All that the order of training rows depends on."""

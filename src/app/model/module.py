@@ -21,6 +21,7 @@ from app.model.load import Attention, Dtype, Quantization, load_base, pick_dtype
 from app.model.lora import attach_lora
 from app.model.loss import Batch, summed_loss
 from app.model.optimizer import OptimizerName, Schedule, build_optimizer, schedule_factor
+from app.model.options import options_of, require_same_options
 from app.model.passes import Passes, enable_recomputation
 from app.model.shard import require_strategy, shard_layers
 from app.model.window import release_memory
@@ -323,6 +324,13 @@ class QLoRAModule(LightningModule):
         scale = self.adaptations[-1].lr_scale if self.adaptations else 1.0
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale * factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["options"] = options_of(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses options that the checkpoint does not go with, before weights are loaded or a file is written."""
+        require_same_options(self, checkpoint)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # torch overloads it
         """The trainable parameters alone: a checkpoint is megabytes and never holds the base."""

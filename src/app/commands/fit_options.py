@@ -1,0 +1,33 @@
+"""Options of `fit` that parse and go wrong only later: after the first validation, at the first step, at the end."""
+
+from typing import Any
+
+from app.errors import ConfigError, several
+
+METRICS = ("val/loss", "val/perplexity", "train/loss")
+"""What can be monitored: it is there at every validation, and less of it is better."""
+
+
+def require_sound(config: Any) -> None:
+    """Looks at the parsed options of `fit` before anything is made of them.
+
+    Raises:
+        ConfigError: a line per fault.
+    """
+    trainer, faults = config.trainer, []
+    if not trainer.callbacks:  # those of the user's own may log more
+        monitors = {each: config[each].monitor for each in ("checkpoints", "early_stopping")}
+        faults = [
+            f"{section}.monitor is {name}; there is {', '.join(METRICS)}"
+            for section, name in monitors.items()
+            if name not in METRICS
+        ]
+    if trainer.fast_dev_run:
+        faults.append("trainer.fast_dev_run would leave no run behind; to try one out take --trainer.max_steps 2")
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        faults.append("trainer.max_epochs is -1 and trainer.max_steps too: the schedule needs an end; set one of them")
+    if faults:
+        raise ConfigError(
+            several("options that fit cannot work with", faults),
+            remedy="correct them in the YAML or on the command line",
+        )
