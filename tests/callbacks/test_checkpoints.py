@@ -196,7 +196,8 @@ def test_options_that_the_checkpoint_does_not_go_with_are_refused_at_once(
     assert main(["fit", *undisturbed.options(run, **changed), "--resume", "auto"]) == 2
     said = capsys.readouterr().err
     for name, (now, before) in CHANGED.items():
-        assert f"- {name} is {now}; it was {before}\n" in said
+        told = name + " x devices" * (name == "trainer.accumulate_grad_batches")
+        assert f"- {told} is {now}; it was {before}\n" in said
     assert "remedy: go on without changing them" in said and said.count("; it was") == len(CHANGED)
     assert {path: path.read_bytes() for path in files} == files
 

@@ -19,7 +19,6 @@ TRAINING = (
     *("revision", "quantization", "double_quant", "dropout"),
     *("lr", "weight_decay", "warmup", "schedule", "optimizer"),
 )
-STEP = ("accumulate_grad_batches", "gradient_clip_val")
 
 
 def options_of(module: "QLoRAModule") -> dict[str, Any]:
@@ -29,7 +28,9 @@ def options_of(module: "QLoRAModule") -> dict[str, Any]:
         "model.family": module.family.name,
         **{f"model.{name}": getattr(module, name) for name in (*ADAPTER, *TRAINING)},
         "model.targets": sorted(module.targets),
-        **{f"trainer.{name}": getattr(module.trainer, name) for name in STEP},
+        "trainer.gradient_clip_val": module.trainer.gradient_clip_val,
+        # On twice the ranks half as many make the same step.
+        "trainer.accumulate_grad_batches x devices": module.trainer.accumulate_grad_batches * module.trainer.world_size,
     }
 
 
