@@ -26,7 +26,7 @@ def plan(config: list[str] | None = None, gpu: str | None = None, change: list[s
 
     Args:
         config: configuration files as fit takes them; later ones win.
-        gpu: a card such as rtx4060 or rtx4060-laptop; by default the one in this machine.
+        gpu: a card such as rtx4060, rtx4060-laptop or rtx4060-ti-16gb; by default the one in this machine.
         change: options of fit as model.rank=8; --model.rank 8 is the same.
     """
     from rich.console import Console
@@ -70,7 +70,7 @@ def choose_gpu(name: str | None) -> "Gpu":
     Raises:
         MachineError: no such card is known, or none is here.
     """
-    from app.plan.cards import find_card
+    from app.plan.cards import find_cards
     from app.plan.gpu import imagined, present
 
     here = present()
@@ -80,8 +80,8 @@ def choose_gpu(name: str | None) -> "Gpu":
                 "this machine has no NVIDIA GPU to plan for", where="--gpu", remedy="name one: --gpu rtx4060-laptop"
             )
         return here[0]
-    card = find_card(name)
-    return next((gpu for gpu in here if gpu.name == card.name), None) or imagined(card)
+    meant = find_cards(name)
+    return next((gpu for gpu in here if gpu.card in meant), None) or imagined(meant[0])
 
 
 def show_memory(result: "Estimate", console: "Console") -> None:
