@@ -82,6 +82,14 @@ def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOption
     return FitOptions(**sections, trainer=trainer, run=str(top.get("run", "runs/run")))
 
 
+def epochs_of(trainer: Mapping[str, Any]) -> int:
+    """How many there are at most, as Lightning takes the options; -1: as many as ``max_steps`` needs."""
+    epochs: int | None = trainer["max_epochs"]
+    if epochs is None:
+        return 1000 if trainer.get("max_steps", -1) == -1 else -1
+    return epochs
+
+
 SIGNATURES = {
     "model": ("app.model.module", "QLoRAModule"),
     "data": ("app.data.module", "SFTDataModule"),
