@@ -10,7 +10,7 @@ from app.errors import MachineError
 from app.families import get_family
 from app.plan.cards import find_card
 from app.plan.gpu import Gpu
-from app.plan.options import SIGNATURES, signature
+from app.plan.signatures import SIGNATURES, signature
 from app.plan.starter import argument_texts, make_starter, trainer_texts
 
 OPTIONS = ["init", "--gpu", "rtx4060-laptop", "--yes"]

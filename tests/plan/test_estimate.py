@@ -8,7 +8,7 @@ import pytest
 
 from app.data.records import Conversation, Message, dump_line
 from app.data.tokenize import encode, load_tokenizer
-from app.errors import ConfigError
+from app.errors import ConfigError, DataError
 from app.families import get_family
 from app.plan.cards import find_card
 from app.plan.estimate import Estimate, estimate, micro_batch_work
@@ -74,6 +74,17 @@ def test_samples_large_data_and_estimates_without_a_tokenizer(tiny: TinyCheckpoi
     everything = count(prepared(tmp_path / "less", 100), tiny("mistral"))
     assert per_row == pytest.approx(everything.tokens / everything.rows, rel=0.06)
     assert count(tmp_path / "nothing", "nobody/nothing") is None
+
+
+@pytest.mark.parametrize("line", [b'{"messages": [', b"[]", b'{"messages": []}', b'"\xff"'])
+def test_lines_that_are_no_records_are_named(line: bytes, tmp_path: Path) -> None:
+    file = prepared(tmp_path / "data", 6) / "train.jsonl"
+    lines = file.read_bytes().splitlines()
+    lines[1] = lines[4] = line
+    file.write_bytes(b"\n\n".join(lines))
+    with pytest.raises(DataError, match="2 lines are not prepared records") as fault:
+        count(file.parent, "nobody/nothing")
+    assert f"{file}:3: " in fault.value.what and f"{file}:9: " in fault.value.what
 
 
 def planned(gpu: Gpu | None = None, **changes: Any) -> Estimate:

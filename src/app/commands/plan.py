@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.commands import run_command
 from app.errors import ConfigError, MachineError
@@ -47,20 +47,18 @@ def plan(config: list[str] | None = None, gpu: str | None = None, change: list[s
     return 0 if result.fits else 1
 
 
-def changes(pairs: Sequence[str]) -> Mapping[str, Any]:
-    """``["model.rank=8"]`` as ``{"model.rank": 8}``.
+def changes(pairs: Sequence[str]) -> Mapping[str, str]:
+    """``["model.rank=8"]`` as ``{"model.rank": "8"}``.
 
     Raises:
         ConfigError: one is no such pair.
     """
-    import yaml
-
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{pair!r} changes no option", where="--change", remedy="write it as model.rank=8")
-        found[name] = yaml.safe_load(value)
+        found[name] = value
     return found
 
 
