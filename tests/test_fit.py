@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.callbacks.checkpoint_files import find_checkpoint
+from app.cli import report
 from app.data.records import prompt
 from app.families import Family
 from app.generate.engine import Engine
@@ -223,6 +224,14 @@ def test_config_of_a_run_starts_the_same_run(finished: tuple[RunDirectory, list[
     again = RunDirectory(tmp_path / "again")
     fit("--config", str(run.config_path), "--run", str(again.path), "--trainer.limit_train_batches", "2")
     assert json.loads(again.manifest_path.read_text())["config"]["data"]["batch_size"] == 3
+
+
+def test_the_last_line_of_fit_can_be_pasted(
+    finished: tuple[RunDirectory, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished[0].path, tmp_path / "my run")
+    report(RunDirectory(folder))
+    assert f"next: python -m app evaluate --run '{folder}'\n" in capsys.readouterr().out
 
 
 def test_without_a_validation_split_the_adapter_follows_the_last_step(

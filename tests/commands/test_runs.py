@@ -121,6 +121,12 @@ def test_shows_a_run_by_name_or_path(runs: Path, capsys: pytest.CaptureFixture[s
     assert "did you mean good?" in error and "nothing" in error
 
 
+def test_a_run_to_go_on_with_is_quoted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "halted").rename(runs / "halted here")
+    assert main(["runs", "show", "halted here"]) == 0
+    assert "--config 'runs/halted here/config.yaml' --ckpt_path last" in capsys.readouterr().out
+
+
 def test_removes_only_what_is_named_and_nobody_writes_to(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "rm", "good"]) == 2, "nobody can answer the question"
     assert main(["runs", "rm", "good", "live", "--yes"]) == 2

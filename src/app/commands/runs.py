@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -276,7 +277,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("started", f"{manifest.created} ({_age(run)} ago), commit {manifest.git_commit or 'unknown'}"),
         ("size", _size(run.bytes)),
         *(
-            [("go on", f"python -m app fit --config {run.path / 'config.yaml'} --ckpt_path last")]
+            [("go on", f"python -m app fit --config {shlex.quote(str(run.path / 'config.yaml'))} --ckpt_path last")]
             if run.state in ("dead", "stopped")
             else []
         ),
