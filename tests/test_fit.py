@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from app.__main__ import main
 from app.artifact import RunDirectory
 from app.callbacks.checkpoint_files import find_checkpoint
+from app.cli import report
 from app.data.records import prompt
 from app.families import Family
 from app.generate.engine import Engine
@@ -239,6 +240,14 @@ def test_config_of_a_run_never_wipes_that_run(
         assert main(["fit", "--config", str(run.config_path)]) == 2
         assert "holds the checkpoints of another run" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in run.checkpoints.iterdir()} == checkpoints
+
+
+def test_the_last_line_of_fit_can_be_pasted(
+    finished: tuple[RunDirectory, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(finished[0].path, tmp_path / "my run")
+    report(RunDirectory(folder))
+    assert f"next: python -m app evaluate --run '{folder}'\n" in capsys.readouterr().out
 
 
 def test_without_a_validation_split_the_adapter_follows_the_last_step(

@@ -331,7 +331,7 @@ def report(run: RunDirectory) -> None:
     for note in (*notes, *(f"since step {each.step}: {each.change} ({each.cause})" for each in manifest.adaptations)):
         print(note)
     print(f"run {run.path}, logs {run.logs}")
-    print(f"next: python -m app evaluate --run {run.path}")
+    print(f"next: python -m app evaluate --run {shlex.quote(str(run.path))}")
 
 
 def quieten() -> None:

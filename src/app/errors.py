@@ -76,6 +76,16 @@ def first_line(fault: BaseException) -> str:
     return lines[0] if lines else type(fault).__name__
 
 
+def range_faults(section: str, ranges: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """A line for each option that is out of range; arguments as of `require_ranges`."""
+    prefix = f"{section}." if section else "--"
+    return [
+        f"{prefix}{name} is {value:g}; it must be from {least:g} to {most:g}"
+        for name, (value, least, most) in ranges.items()
+        if not least <= value <= most
+    ]
+
+
 def require_ranges(section: str, ranges: Mapping[str, tuple[float, float, float]]) -> None:
     """Refuses options out of range, all of them at once.
 
@@ -86,13 +96,7 @@ def require_ranges(section: str, ranges: Mapping[str, tuple[float, float, float]
     Raises:
         ConfigError: a line per option.
     """
-    prefix = f"{section}." if section else "--"
-    faults = [
-        f"{prefix}{name} is {value:g}; it must be from {least:g} to {most:g}"
-        for name, (value, least, most) in ranges.items()
-        if not least <= value <= most
-    ]
-    if faults:
+    if faults := range_faults(section, ranges):
         raise ConfigError(
             several("options out of range", faults), remedy="correct them in the YAML or on the command line"
         )

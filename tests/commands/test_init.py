@@ -10,7 +10,7 @@ from app.errors import MachineError
 from app.families import get_family
 from app.plan.cards import find_card
 from app.plan.gpu import Gpu
-from app.plan.options import SIGNATURES, signature
+from app.plan.signatures import SIGNATURES, signature
 from app.plan.starter import argument_texts, make_starter, trainer_texts
 
 OPTIONS = ["init", "--gpu", "rtx4060-laptop", "--yes"]
@@ -94,3 +94,29 @@ def test_faults_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]
     assert "choose a smaller base model" in capsys.readouterr().err
     assert (folder / "mistral.yaml").read_text() == "mine"
     assert main([*OPTIONS, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("folder", "folder is a folder"),
+        ("file/x.yaml", "file/x.yaml cannot be written"),
+        ("/proc/x.yaml", "/proc/x.yaml cannot be written"),
+        (f"{'long' * 100}.yaml", "cannot be written"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_message(
+    output: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "folder").mkdir()
+    (folder / "file").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert main([*OPTIONS, "--output", output, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "--output" in error and "remedy: name a file" in error
+    assert {path.name for path in folder.iterdir()} == {"folder", "file"}
+
+
+def test_commands_that_it_shows_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OPTIONS, "--output", "my configs/[a] b.yaml"]) == 0
+    assert capsys.readouterr().out.count("--config 'my configs/[a] b.yaml'") == 2

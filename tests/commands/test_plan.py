@@ -63,6 +63,10 @@ def test_what_does_not_fit_exits_1_and_says_what_would(capsys: pytest.CaptureFix
     [
         (["plan"], "no configuration was named"),
         ([*MISTRAL, "--gpu", "rtx4061"], "no GPU 'rtx4061' is known"),
+        ([*MISTRAL, "--gpu", "rtx4060-16gb"], "no GPU 'rtx4060-16gb' is known"),
+        ([*MISTRAL, "--model.optimizer", "sgd"], "model.optimizer is 'sgd', not one of"),
+        ([*MISTRAL, "--data.batch_size", "0"], "data.batch_size is 0"),
+        ([*MISTRAL, "--model.targets", "[q_porj]"], "no layer of the model is called 'q_porj'"),
         ([*MISTRAL, "--model.bse", "x"], "did you mean model.base?"),
         ([*MISTRAL, "--model.base", "/"], "cannot be loaded"),
         ([*MISTRAL, "--change", "rank"], "write it as model.rank=8"),

@@ -1,6 +1,7 @@
 """`python -m app runs` on runs of every kind: finished, running, stopped, dead, damaged."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -120,6 +121,12 @@ def test_shows_a_run_by_name_or_path(runs: Path, capsys: pytest.CaptureFixture[s
     assert "did you mean good?" in error and "nothing" in error
 
 
+def test_a_run_to_go_on_with_is_quoted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "halted").rename(runs / "halted here")
+    assert main(["runs", "show", "halted here"]) == 0
+    assert "--config 'runs/halted here/config.yaml' --ckpt_path last" in capsys.readouterr().out
+
+
 def test_removes_only_what_is_named_and_nobody_writes_to(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "rm", "good"]) == 2, "nobody can answer the question"
     assert main(["runs", "rm", "good", "live", "--yes"]) == 2
@@ -129,6 +136,20 @@ def test_removes_only_what_is_named_and_nobody_writes_to(runs: Path, capsys: pyt
     assert main(["runs", "rm", "good", "halted", "--yes"]) == 0
     assert "deleted 2 runs, 6.0 MB" in capsys.readouterr().out
     assert not (runs / "good").exists() and not (runs / "halted").exists() and (runs / "fast").is_dir()
+
+
+def test_a_run_that_is_named_twice_is_removed_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "rm", "good", "runs/good", str((runs / "good").absolute()), "--yes"]) == 0
+    assert "deleted 1 run, 3.0 MB" in capsys.readouterr().out
+    assert not (runs / "good").exists()
+
+
+def test_a_link_to_a_run_is_refused_before_anything_is_removed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "link").symlink_to((runs / "good").absolute())
+    assert main(["runs", "rm", "fast", "link", "--yes"]) == 2
+    error = capsys.readouterr().err
+    assert f"runs/link leads to {(runs / 'good').absolute()}" in error and "name the run itself" in error
+    assert (runs / "good").is_dir() and (runs / "fast").is_dir() and (runs / "link").is_symlink()
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1), ("no", 1)])
@@ -148,6 +169,22 @@ def test_asks_before_it_removes(
 def test_names_the_best(metric: str, best: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "best", "--metric", metric, "--quiet"]) == 0
     assert capsys.readouterr().out == f"runs/{best}\n"
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_what_is_not_finite_is_not_the_best(value: float, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        made = {"created": f"2026-11-{22 + number}T10:00:00+00:00", "best_val_loss": value, "train_loss": value}
+        make_run(runs / f"lost-{number}", "failed", **made)  # type: ignore[arg-type]
+    assert main(["runs", "best", "--quiet"]) == 0
+    assert capsys.readouterr().out == "runs/good\n"
+    assert main(["runs", "best", "--metric", "train_loss"]) == 2
+    assert "no run in runs has train_loss" in capsys.readouterr().err
+    # One of its checkpoints may be good all the same.
+    seal(RunDirectory(runs / "lost-1"), 50, value)
+    seal(RunDirectory(runs / "lost-1"), 100, 1.0)
+    assert main(["runs", "best", "--quiet"]) == 0
+    assert capsys.readouterr().out == "runs/lost-1\n"
 
 
 def test_what_cannot_be_compared_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,10 +193,11 @@ def test_fit_prepares_what_the_command_writes(tmp_path: Path) -> None:
     prepare_for_training(path, tmp_path / "fit", **options)
     splits = {split: list(read_prepared(tmp_path / "fit" / f"{split}.jsonl")) for split in SPLITS}
     assert splits == {split: list(read_prepared(tmp_path / "out" / f"{split}.jsonl")) for split in SPLITS}
-    bad = tmp_path / "bad.csv"
+    bad = tmp_path / "bad rows.csv"
     bad.write_text("question,answer\na,\nb,\n")
-    with pytest.raises(DataError, match="2 rows: an empty answer"):
+    with pytest.raises(DataError, match="2 rows: an empty answer") as fault:
         prepare_for_training(str(bad), tmp_path / "bad", **options)
+    assert f"app prepare '{bad}'`" in fault.value.remedy
 
 
 def test_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from app.artifact import RunDirectory
 from app.errors import ConfigError, RunError
-from app.evaluate.compare import Comparison, compare_runs
+from app.evaluate.compare import Comparison, compare_runs, read_scores
 
 ROWS = 60
 
@@ -107,6 +108,12 @@ def test_other_tokenizers_are_compared_by_what_is_not_tokens(tmp_path: Path) -> 
     found = compare_runs([a, other])
     assert {duel.metric for duel in found.duels} == {"prompts_passed"}
     assert "Perplexity" in found.notes[0]
+
+
+def test_the_command_of_a_remedy_can_be_pasted(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as fault:
+        read_scores(RunDirectory(tmp_path / "my run"))
+    assert f"evaluate --run '{tmp_path / 'my run'}'" in fault.value.remedy
 
 
 def test_faults(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    folder = tmp_path_factory.mktemp("runs") / "my run"
     write_run(folder, tiny("llama3"), "llama3", quantization="nf4", strength=0.1)
     return folder
 
@@ -168,7 +168,7 @@ def test_an_adapter_arrives_whole_with_its_card_and_no_path_of_this_machine(hub:
 
 def test_an_export_that_was_not_made_is_refused_and_one_that_was_arrives(hub: Hub, run: Path) -> None:
     done = push(hub, run, "--what", "merged", HF_TOKEN="hf_secret")
-    assert done.returncode == 2 and "export merged --run" in done.stderr and not hub.asked
+    assert done.returncode == 2 and f"export merged --run '{run}'" in done.stderr and not hub.asked
     assert main(["export", "merged", "--run", str(run), "--verify", "false"]) == 0
     done = push(hub, run, "--what", "merged", "--private", "false", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import http.server
 import shutil
 import subprocess
@@ -99,6 +100,12 @@ def test_an_answer_with_line_separators_of_any_kind_is_read_back(tmp_path: Path)
     answer = "one\ntwo\r\nthree\u2028four\u2029five\x85six\x0cseven\x1ceight"
     History(tmp_path / "samples.jsonl").add({"step": 1, "answer": answer})
     assert read_rows(tmp_path / "samples.jsonl") == [{"step": 1, "answer": answer}]
+
+
+def test_commands_on_the_page_can_be_pasted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", "finished")
+    page = html.unescape(run_page(run, run.read_manifest(), [], []))
+    assert f"app evaluate --run '{run.path}'" in page and f"tensorboard --logdir '{run.logs}'" in page
 
 
 def test_a_later_report_is_linked_where_there_is_a_page(tmp_path: Path) -> None:

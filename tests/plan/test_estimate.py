@@ -8,6 +8,7 @@ import pytest
 
 from app.data.records import Conversation, Message, dump_line
 from app.data.tokenize import encode, load_tokenizer
+from app.errors import ConfigError, DataError
 from app.families import get_family
 from app.plan.cards import find_card
 from app.plan.estimate import Estimate, estimate, micro_batch_work
@@ -75,6 +76,17 @@ def test_samples_large_data_and_estimates_without_a_tokenizer(tiny: TinyCheckpoi
     assert count(tmp_path / "nothing", "nobody/nothing") is None
 
 
+@pytest.mark.parametrize("line", [b'{"messages": [', b"[]", b'{"messages": []}', b'"\xff"'])
+def test_lines_that_are_no_records_are_named(line: bytes, tmp_path: Path) -> None:
+    file = prepared(tmp_path / "data", 6) / "train.jsonl"
+    lines = file.read_bytes().splitlines()
+    lines[1] = lines[4] = line
+    file.write_bytes(b"\n\n".join(lines))
+    with pytest.raises(DataError, match="2 lines are not prepared records") as fault:
+        count(file.parent, "nobody/nothing")
+    assert f"{file}:3: " in fault.value.what and f"{file}:9: " in fault.value.what
+
+
 def planned(gpu: Gpu | None = None, **changes: Any) -> Estimate:
     """Of the plain layers, whose needs do not follow what is free."""
     options = read_options([ROOT / "configs" / "mistral.yaml"], {"model.kernels": "none", **changes})
@@ -97,6 +109,42 @@ def test_time_follows_rows_epochs_and_length(tmp_path: Path) -> None:
     nothing = planned(**{"data.path": str(tmp_path / "nothing")})
     assert nothing.rows is nothing.steps is nothing.seconds is None
     assert nothing.tokens_per_second is not None
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps", "batches"),
+    [
+        # 330 micro-batches an epoch in windows of 16: 20 whole ones, and one of 10.
+        ({"max_epochs": 2}, 42, 660),
+        ({"max_epochs": 2, "max_steps": -1}, 42, 660),
+        ({"max_epochs": 2, "max_steps": 5}, 5, 80),
+        ({"max_epochs": 2, "max_steps": 22}, 22, 346),
+        ({"max_epochs": 2, "max_steps": 1000}, 42, 660),
+        ({"max_epochs": -1, "max_steps": 63}, 63, 990),
+        ({"max_epochs": None, "max_steps": 5}, 5, 80),
+        ({"max_epochs": None}, 21_000, 330_000),
+        ({"max_epochs": 0}, 0, 0),
+        ({"max_epochs": 1, "limit_train_batches": 0.5}, 11, 165),
+        ({"max_epochs": 1, "limit_train_batches": 1.0}, 21, 330),
+        ({"max_epochs": 1, "limit_train_batches": 1}, 1, 1),
+        ({"max_epochs": 1, "limit_train_batches": 400}, 21, 330),
+    ],
+)
+def test_steps_are_those_that_the_trainer_will_do(
+    trainer: dict[str, Any], steps: int, batches: int, tmp_path: Path
+) -> None:
+    data = str(prepared(tmp_path / "data", 330))
+    found = planned(**{"data.path": data, **{f"trainer.{name}": value for name, value in trainer.items()}})
+    assert found.steps == steps
+    assert found.rows is not None and found.seconds is not None and found.tokens_per_second is not None
+    assert found.seconds == pytest.approx(batches / 330 * found.rows.tokens / found.tokens_per_second, rel=0.01)
+
+
+@pytest.mark.parametrize("limit", [0, 0.001])
+def test_a_limit_that_leaves_no_batch_is_refused(limit: float, tmp_path: Path) -> None:
+    data = str(prepared(tmp_path / "data", 330))
+    with pytest.raises(ConfigError, match=r"limit_train_batches .* leaves none of 330"):
+        planned(**{"data.path": data, "trainer.limit_train_batches": limit})
 
 
 def test_what_is_in_use_is_not_free() -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from app.__main__ import main
 from app.errors import ConfigError
+from app.model.module import QLoRAModule
 from app.plan.options import read_options
 from conftest import ROOT
 
@@ -48,6 +49,70 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
         "data.path is required",
     ):
         assert text in str(fault.value)
+
+
+WRONG_KINDS = {
+    "model.optimizer": "sgd",
+    "model.kernels": "foo",
+    "model.quantization": "int8",
+    "model.targets": "q_proj",
+    "model.shorten_to": "none",
+    "model.rank": "null",
+    "data.too_long": "cut",
+    "data.batch_size": "1.5",
+    "checkpoints.keep": "many",
+    "trainer.max_epochs": "three",
+    "trainer.limit_train_batches": "half",
+    "trainer.max_epcohs": "3",
+}
+
+
+@pytest.mark.parametrize("option", WRONG_KINDS)
+def test_what_fits_parser_refuses_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ROOT / "configs" / "mistral.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(config), f"--{option}", WRONG_KINDS[option], "--print_config"])
+    assert ended.value.code == 2 and option in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=option):
+        read_options([config], {option: WRONG_KINDS[option]})
+
+
+def test_a_choice_is_refused_with_what_there_is_to_choose() -> None:
+    with pytest.raises(ConfigError, match=r"model\.quantization is 'int8', not one of nf4, none"):
+        read_options([ROOT / "configs" / "mistral.yaml"], {"model.quantization": "int8"})
+
+
+def test_ranges_are_those_of_fits_own_classes() -> None:
+    changes = {
+        "model.rank": -5, "model.lr": 7, "model.shorten_to": 1, "data.batch_size": 0, "data.val_fraction": 1,
+        "checkpoints.best": 0, "trainer.accumulate_grad_batches": 0, "trainer.limit_train_batches": 1.5,
+        "trainer.max_steps": -2,
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as fault:
+        read_options([ROOT / "configs" / "mistral.yaml"], changes)
+    for option in changes:
+        assert f"{option} is " in str(fault.value)
+    own = {name: value for option, value in changes.items() if (name := option.removeprefix("model.")) != option}
+    with pytest.raises(ConfigError) as fits:
+        QLoRAModule("base", "mistral", **own)
+    for line in fits.value.what.splitlines()[1:]:
+        assert line in str(fault.value)
+
+
+def test_training_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="never end"):
+        read_options([ROOT / "configs" / "mistral.yaml"], {"trainer.max_epochs": -1})
+
+
+def test_options_are_read_as_fit_reads_a_command_line() -> None:
+    given = {
+        "data.path": "2024", "model.revision": "1234567", "model.rank": "8", "model.targets": "[q_proj]",
+        "model.shorten_to": "null", "trainer.limit_train_batches": "0.5", "trainer.strategy.class_path": "X",
+    }  # fmt: skip
+    options = read_options([ROOT / "configs" / "mistral.yaml"], given)
+    assert (options.data["path"], options.model["revision"], options.model["rank"]) == ("2024", "1234567", 8)
+    assert (options.model["targets"], options.model["shorten_to"]) == (["q_proj"], None)
+    assert options.trainer["limit_train_batches"] == 0.5
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "model: [", "\xff"])

@@ -47,8 +47,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, every: int = 50, keep: int = 2, best: int = 1, monitor: str = "val/loss") -> None:
-        most = 10**6
-        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, most), "best": (best, 1, most)})
+        require_ranges("checkpoints", {"every": (every, 1, 10**9), "keep": (keep, 1, 10**6), "best": (best, 1, 10**6)})
         self.every, self.keep, self.keep_best, self.monitor = every, keep, best, monitor
         self.best: float | None = None
         self.best_step = 0

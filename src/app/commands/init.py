@@ -1,11 +1,13 @@
 """``python -m app init``: a first configuration, by asking or by options."""
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.commands import run_command
-from app.errors import ConfigError
+from app.errors import ConfigError, MachineError
 from app.families import all_families, get_family
 from app.terminal import is_quiet
 
@@ -46,12 +48,17 @@ def init(
     card = choose_gpu(gpu or (None if present() else ask("GPU", "rtx4060-laptop")))
     run = run or ask("run directory", f"runs/{chosen.name}")
     output = output or Path(ask("write to", f"{chosen.name}.yaml"))
-    if output.exists() and not overwrite:
-        raise ConfigError(
-            f"{output} exists already", where="--output", remedy="choose another --output, or add --overwrite"
-        )
+    with _writing(output):
+        if output.is_dir():
+            example = output / f"{chosen.name}.yaml"
+            raise ConfigError(f"{output} is a folder", where="--output", remedy=f"name a file, such as {example}")
+        if output.exists() and not overwrite:
+            raise ConfigError(
+                f"{output} exists already", where="--output", remedy="choose another --output, or add --overwrite"
+            )
     starter = make_starter(family=chosen, base=base, data=data, run=run, gpu=card)
-    write_atomic(output, starter.text)
+    with _writing(output):
+        write_atomic(output, starter.text)
     if is_quiet():
         print(output)
         return 0
@@ -60,9 +67,23 @@ def init(
     console = Console(highlight=False)
     console.print(f"wrote {output} for {card.name}", soft_wrap=True, markup=False)
     console.print(verdict(starter.estimate), soft_wrap=True)
-    console.print(f"next: python -m app plan --config {output}", soft_wrap=True, markup=False)
-    console.print(f"      python -m app fit --config {output}", soft_wrap=True, markup=False)
+    typed = shlex.quote(str(output))
+    console.print(f"next: python -m app plan --config {typed}", soft_wrap=True, markup=False)
+    console.print(f"      python -m app fit --config {typed}", soft_wrap=True, markup=False)
     return 0
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turns what the system says of the file into one message."""
+    try:
+        yield
+    except OSError as fault:
+        raise MachineError(
+            f"{output} cannot be written: {fault.strerror}",
+            where="--output",
+            remedy="name a file in a folder that you may write to, on a disk with space",
+        ) from fault
 
 
 def _ask(question: str, default: str, choices: list[str] | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.commands import run_command
 from app.errors import ConfigError, MachineError
@@ -26,7 +26,7 @@ def plan(config: list[str] | None = None, gpu: str | None = None, change: list[s
 
     Args:
         config: configuration files as fit takes them; later ones win.
-        gpu: a card such as rtx4060 or rtx4060-laptop; by default the one in this machine.
+        gpu: a card such as rtx4060, rtx4060-laptop or rtx4060-ti-16gb; by default the one in this machine.
         change: options of fit as model.rank=8; --model.rank 8 is the same.
     """
     from rich.console import Console
@@ -47,20 +47,18 @@ def plan(config: list[str] | None = None, gpu: str | None = None, change: list[s
     return 0 if result.fits else 1
 
 
-def changes(pairs: Sequence[str]) -> Mapping[str, Any]:
-    """``["model.rank=8"]`` as ``{"model.rank": 8}``.
+def changes(pairs: Sequence[str]) -> Mapping[str, str]:
+    """``["model.rank=8"]`` as ``{"model.rank": "8"}``.
 
     Raises:
         ConfigError: one is no such pair.
     """
-    import yaml
-
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"{pair!r} changes no option", where="--change", remedy="write it as model.rank=8")
-        found[name] = yaml.safe_load(value)
+        found[name] = value
     return found
 
 
@@ -70,7 +68,7 @@ def choose_gpu(name: str | None) -> "Gpu":
     Raises:
         MachineError: no such card is known, or none is here.
     """
-    from app.plan.cards import find_card
+    from app.plan.cards import find_cards
     from app.plan.gpu import imagined, present
 
     here = present()
@@ -80,8 +78,8 @@ def choose_gpu(name: str | None) -> "Gpu":
                 "this machine has no NVIDIA GPU to plan for", where="--gpu", remedy="name one: --gpu rtx4060-laptop"
             )
         return here[0]
-    card = find_card(name)
-    return next((gpu for gpu in here if gpu.name == card.name), None) or imagined(card)
+    meant = find_cards(name)
+    return next((gpu for gpu in here if gpu.card in meant), None) or imagined(meant[0])
 
 
 def show_memory(result: "Estimate", console: "Console") -> None:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import shlex
 import shutil
 import sys
 import time
@@ -36,7 +37,7 @@ class Run:
         manifest: what it says of itself.
         state: dead: it says "running", but no process holds its lock.
         steps: optimizer steps done, or saved where it did not end by itself.
-        val_loss: the best, in nats per trained token; None without a validation.
+        val_loss: the best, in nats per trained token; None without a validation that gave a finite one.
         bytes: on disk.
     """
 
@@ -48,12 +49,10 @@ class Run:
     bytes: int
 
     def metric(self, name: Metric) -> float | None:
-        """One figure; None where the run has none."""
-        if name == "val_loss":
-            return self.val_loss
-        value = self.manifest.result.get(name)
+        """One figure; None where the run has none that is finite."""
+        value = self.val_loss if name == "val_loss" else self.manifest.result.get(name)
         value = value.get("process") if isinstance(value, dict) else value
-        return None if value is None else float(value)
+        return None if value is None or not math.isfinite(value) else float(value)
 
 
 def read_run(path: Path) -> Run:
@@ -66,14 +65,14 @@ def read_run(path: Path) -> Run:
     manifest = run.read_manifest()
     result = manifest.result
     seals = [_json(file) for file in run.checkpoints.glob("step-*.json")]
-    losses = [seal["value"] for seal in seals if isinstance(seal.get("value"), float)]
+    losses = [seal["value"] for seal in seals if isinstance(seal.get("value"), float) and math.isfinite(seal["value"])]
     best = result.get("best_val_loss")
     return Run(
         path=path,
         manifest=manifest,
         state=("running" if _held(run) else "dead") if manifest.status == "running" else manifest.status,
         steps=max([result.get("steps") or 0, *(seal.get("step", 0) for seal in seals)]),
-        val_loss=best if best is not None else min(losses, default=None),
+        val_loss=best if best is not None and math.isfinite(best) else min(losses, default=None),
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
     )
 
@@ -151,6 +150,8 @@ def remove_runs(run: list[str], folder: Path = Path("runs"), yes: bool = False) 
         yes: do not ask.
     """
     chosen = _named(run, folder)
+    if links := [f"{one.path} leads to {one.path.resolve()}" for one in chosen if one.path.is_symlink()]:
+        raise RunError(several("links are not followed", links), remedy="name the run itself; delete the link by hand")
     if busy := [str(one.path) for one in chosen if one.state == "running"]:
         raise RunError(several("a process writes to", busy), remedy="stop it first (ctrl-C), then remove the run")
     size = _size(sum(one.bytes for one in chosen))
@@ -219,18 +220,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _named(names: Sequence[str], folder: Path) -> list[Run]:
-    """The runs that are meant, all faults at once."""
-    chosen, faults = [], []
+    """The runs that are meant, each once, all faults at once."""
+    chosen: dict[Path, Run] = {}
+    faults = []
     for name in dict.fromkeys(names):
         path = folder / name if (folder / name / "manifest.json").is_file() else Path(name)
         try:
-            chosen.append(read_run(path))
+            chosen.setdefault(path.resolve(), read_run(path))
         except AppError as fault:
             close = difflib.get_close_matches(name, [p.name for p in folder.glob("*")] if folder.is_dir() else [], n=1)
             faults.append(fault.what + (f"; did you mean {close[0]}?" if close else ""))
     if faults:
         raise RunError(several("no such runs", faults), remedy="python -m app runs lists those there are")
-    return chosen
+    return list(chosen.values())
 
 
 def _table(found: Sequence[Run]) -> Any:
@@ -275,7 +277,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("started", f"{manifest.created} ({_age(run)} ago), commit {manifest.git_commit or 'unknown'}"),
         ("size", _size(run.bytes)),
         *(
-            [("go on", f"python -m app fit --config {run.path / 'config.yaml'} --ckpt_path last")]
+            [("go on", f"python -m app fit --config {shlex.quote(str(run.path / 'config.yaml'))} --ckpt_path last")]
             if run.state in ("dead", "stopped")
             else []
         ),

@@ -70,13 +70,12 @@ class SFTDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        most = 10**9
         require_ranges(
             "data",
             {
-                "max_length": (max_length, 8, most),
-                "batch_size": (batch_size, 1, most),
-                "eval_batch_size": (eval_batch_size, 1, most),
+                "max_length": (max_length, 8, 10**9),
+                "batch_size": (batch_size, 1, 10**9),
+                "eval_batch_size": (eval_batch_size, 1, 10**9),
                 "val_fraction": (val_fraction, 0, 0.9),
                 "test_fraction": (test_fraction, 0, 0.9),
                 "workers": (workers, 0, 1024),

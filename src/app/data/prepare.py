@@ -1,5 +1,6 @@
 """From inputs to a prepared folder: read, check, drop copies, split, write; in bounded memory, all or nothing."""
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def prepare_for_training(
         faults = [f"{f['rows_found']} rows: {f['title']}; {f['remedy']}" for f in report.value["findings"]]
         raise DataError(
             several(f"no row of {source} can be trained on", faults),
-            remedy=f"run `python -m app prepare {source}`, whose report names every row",
+            remedy=f"run `python -m app prepare {shlex.quote(str(source))}`, whose report names every row",
         )
 
 

@@ -11,6 +11,7 @@ A line of a prepared file::
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -89,8 +90,12 @@ def parse_record(value: Any) -> Conversation:
     )
 
 
-def read_prepared(path: Path) -> Iterator[Conversation]:
+def read_prepared(path: Path, *, every: int = 1) -> Iterator[Conversation]:
     """The conversations of a prepared JSONL file, in order.
+
+    Args:
+        path: of the file.
+        every: how many rows there are to one that is read; the others are not looked at.
 
     Raises:
         DataError: the file is missing, or lines of it are not prepared records (all bad lines are named).
@@ -100,12 +105,11 @@ def read_prepared(path: Path) -> Iterator[Conversation]:
             f"no data file {path}", remedy="run `python -m app prepare INPUT --output FOLDER` or correct the path"
         )
     faults = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+    with path.open("rb") as lines:
+        rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        for number, line in islice(rows, 0, None, every):
             try:
-                yield parse_record(json.loads(line))
+                yield parse_record(json.loads(str(line, "utf-8")))
             except ValueError as fault:
                 faults.append(f"{path}:{number}: {fault}")
     if faults:

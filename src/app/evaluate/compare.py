@@ -1,6 +1,7 @@
 """Two or more evaluated runs, and their base, on the same samples: which is better, and is the difference real?"""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -212,7 +213,7 @@ def read_scores(directory: RunDirectory) -> dict[str, Any]:
         RunError: there is none, or it is damaged.
     """
     path = directory.reports / SCORES
-    remedy = f"run `python -m app evaluate --run {directory.path}`"
+    remedy = f"run `python -m app evaluate --run {shlex.quote(str(directory.path))}`"
     if not path.is_file():
         raise RunError(f"{directory.path} has not been evaluated", where=str(path), remedy=remedy)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def _folder(run: RunDirectory, what: Kind) -> Path:
         raise RunError(
             f"{run.path} holds no export of kind {what}",
             where="--what",
-            remedy=f"run `python -m app export {what} --run {run.path}` first",
+            remedy=f"run `python -m app export {what} --run {shlex.quote(str(run.path))}` first",
         )
     return folder
 

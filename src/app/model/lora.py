@@ -1,6 +1,6 @@
 """LoRA adapters by peft, on layers that are checked to exist."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from app.errors import ConfigError
@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def resolve_targets(model: "PreTrainedModel", family: Family, targets: Sequence[str]) -> list[str]:
+def resolve_targets(names: Collection[str], family: Family, targets: Sequence[str]) -> list[str]:
     """The names of the linear layers that get an adapter; ``["all"]`` means all of the family's.
 
+    Args:
+        names: of the model's linear layers.
+        family: of the model.
+        targets: layer names, or ``["all"]``.
+
     Raises:
-        ConfigError: a name is no linear layer of this model (all such names are listed).
+        ConfigError: a target is no linear layer of this model (all such are listed).
     """
     if list(targets) == ["all"]:
         return list(family.lora_targets)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
     unknown = [target for target in targets if target not in names]
     if unknown or not targets:
         raise ConfigError(
@@ -56,11 +60,12 @@ def attach_lora(
     """
     from peft import LoraConfig, get_peft_model
 
+    linears = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if hasattr(module, "in_features")}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=resolve_targets(model, family, targets),
+        target_modules=resolve_targets(linears, family, targets),
         use_rslora=rslora,
         use_dora=dora,
         bias="none",

@@ -1,5 +1,6 @@
 """Parts of the run's page: answers during training, links to what the run holds, configuration."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -80,11 +81,11 @@ def files(run: RunDirectory) -> str:
     exports = sorted(path for path in (run.path / "export").glob("*") if not path.name.startswith("."))
     items += [_link(f"export/{path.name}", "an export") for path in exports]
     items += [_link(name, note) for name, note in FILES if (run.path / name).exists()]
-    place = escape(str(run.path))
+    place = escape(shlex.quote(str(run.path)))
     if (run.logs / "tensorboard").is_dir():
         items.append(
             f'<li><a href="logs/tensorboard">logs/tensorboard</a> <span>all curves: '
-            f"<code>tensorboard --logdir {escape(str(run.logs))}</code></span></li>"
+            f"<code>tensorboard --logdir {escape(shlex.quote(str(run.logs)))}</code></span></li>"
         )
     items += [
         f"<li><code>python -m app {command} --run {place}</code> <span>{note}</span></li>"

@@ -16,7 +16,7 @@ class Card:
     """One GPU model; rates are data-sheet peaks, which nothing reaches.
 
     Attributes:
-        name: as the driver names it (NVML, ``torch.cuda.get_device_name``).
+        name: as the driver names it (NVML, ``torch.cuda.get_device_name``); GeForce sizes of one model share it.
         memory: bytes in all, as nvidia-smi prints them.
         bandwidth: of its memory, bytes per second.
         bf16: dense bfloat16 tensor operations per second, summed in float32.
@@ -78,18 +78,21 @@ CARDS = (
     _geforce("3050", 8192, 128, 14, 2560, 1777, (4, 8)),
     _geforce("3050 Laptop GPU", 4096, 128, 12, 2048, 1740, (4, 8)),
     _geforce("3060", 12288, 192, 15, 3584, 1777, (4, 16)),
+    _geforce("3060", 8192, 128, 15, 3584, 1777, (4, 16)),
     _geforce("3060 Laptop GPU", 6144, 192, 14, 3840, 1703, (4, 16)),
     _geforce("3060 Ti", 8192, 256, 14, 4864, 1665, (4, 16)),
     _geforce("3070", 8192, 256, 14, 5888, 1725, (4, 16)),
     _geforce("3070 Laptop GPU", 8192, 256, 14, 5120, 1620, (4, 16)),
     _geforce("3070 Ti", 8192, 256, 19, 6144, 1770, (4, 16)),
     _geforce("3080", 10240, 320, 19, 8704, 1710, (4, 16)),
+    _geforce("3080", 12288, 384, 19, 8960, 1710, (4, 16)),
     _geforce("3080 Ti", 12288, 384, 19, 10240, 1665, (4, 16)),
     _geforce("3090", 24576, 384, 19.5, 10496, 1695, (4, 16)),
     _geforce("4050 Laptop GPU", 6141, 96, 16, 2560, 2370, (4, 8)),
     _geforce("4060", 8188, 128, 17, 3072, 2460, (4, 8)),
     _geforce("4060 Laptop GPU", 8188, 128, 16, 3072, 2370, (4, 8)),
     _geforce("4060 Ti", 8188, 128, 18, 4352, 2535, (4, 8)),
+    _geforce("4060 Ti", 16380, 128, 18, 4352, 2535, (4, 8)),
     _geforce("4070", 12282, 192, 21, 5888, 2475, (4, 16)),
     _geforce("4070 Laptop GPU", 8188, 128, 16, 4608, 2175, (4, 8)),
     _geforce("4070 SUPER", 12282, 192, 21, 7168, 2475, (4, 16)),
@@ -103,6 +106,7 @@ CARDS = (
     _geforce("5060", 8151, 128, 28, 3840, 2497, (5, 8)),
     _geforce("5060 Laptop GPU", 8151, 128, 24, 3328, 2497, (5, 8)),
     _geforce("5060 Ti", 16311, 128, 28, 4608, 2572, (5, 8)),
+    _geforce("5060 Ti", 8151, 128, 28, 4608, 2572, (5, 8)),
     _geforce("5070", 12227, 192, 28, 6144, 2512, (5, 16)),
     _geforce("5070 Laptop GPU", 8151, 128, 24, 4608, 2347, (5, 8)),
     _geforce("5070 Ti", 16303, 256, 28, 8960, 2452, (5, 16)),
@@ -117,6 +121,10 @@ CARDS = (
         source="NVIDIA A100 data sheet",
     ),
     Card(
+        name="NVIDIA A100-SXM4-40GB", memory=40960 * MIB, bandwidth=1555e9, bf16=312e12, fp8=None, pcie=LANE[4] * 16,
+        source="NVIDIA A100 data sheet",
+    ),
+    Card(
         name="NVIDIA H100 80GB HBM3", memory=81559 * MIB, bandwidth=3350e9, bf16=989e12, fp8=1979e12,
         pcie=LANE[5] * 16, source="NVIDIA H100 data sheet, SXM (its rates with sparsity, halved)", mma=0.629,
     ),
@@ -125,32 +133,55 @@ CARDS = (
         source="NVIDIA H200 data sheet, SXM (its rates with sparsity, halved)", mma=0.629,
     ),
 )  # fmt: skip
-"""By name of the driver; ordered by generation and size."""
+"""By generation and size; of several sizes of one model the first is what its bare name means."""
 
 
-def find_card(name: str) -> Card:
-    """The card that is meant by a driver's name or a short one: ``rtx4060``, ``RTX 4060 laptop``, ``4090``.
+def find_cards(name: str) -> list[Card]:
+    """Those that a driver's name or a short one may mean: ``rtx4060``, ``RTX 4060 laptop``, ``4060 ti 16gb``.
+
+    Without a size these are all of the model's, the usual one first.
 
     Raises:
-        MachineError: none is; the message lists the nearest.
+        MachineError: there is none; the message lists the nearest with their sizes.
     """
-    known = {_key(card.name): card for card in CARDS}
-    if (key := _key(name)) in known:
-        return known[key]
-    close = difflib.get_close_matches(key, known, n=4, cutoff=0.5)
-    nearest = ", ".join(short_name(known[match]) for match in close) or "rtx4060, rtx4060-laptop, rtx4090"
+    models: dict[str, list[Card]] = {}
+    for card in CARDS:
+        models.setdefault(_key(card.name), []).append(card)
+    key, size = _key(name), _SIZE.search(name.lower())
+    if meant := [card for card in models.get(key, ()) if size is None or _has(card, int(size[1]))]:
+        return meant
+    close = difflib.get_close_matches(key, models, n=4, cutoff=0.5) or [_key("4060"), _key("4060 laptop"), _key("4090")]
+    nearest = ", ".join(f"{short_name(card)} ({_gib(card):.0f} GB)" for match in close for card in models[match])
     raise MachineError(f"no GPU {name!r} is known", where="--gpu", remedy=f"the nearest known ones: {nearest}")
 
 
+def find_card(name: str) -> Card:
+    """The card that is meant by a driver's name or a short one, as by `find_cards`; the usual size if none is named."""
+    return find_cards(name)[0]
+
+
 def short_name(card: Card) -> str:
-    """What people type for it, such as ``rtx4060-laptop``."""
+    """What people type for it, such as ``rtx4060-laptop``; with the size if it is not the model's usual one."""
     words = re.sub(r"^NVIDIA (GeForce )?| GPU$|[- ]SXM\d?|-?\d+GB| HBM\d\w*", "", card.name).split()
     if words[0] == "RTX":
         words[:2] = ["".join(words[:2])]
-    return "-".join(words).lower()
+    usual = next(other for other in CARDS if _key(other.name) == _key(card.name))
+    return "-".join(words if card is usual else [*words, f"{_gib(card):.0f}GB"]).lower()
+
+
+_SIZE = re.compile(r"(\d+)[ _-]?gi?b")
+
+
+def _gib(card: Card) -> float:
+    return card.memory / 2**30
+
+
+def _has(card: Card, size: int) -> bool:
+    """Whether it is sold with ``size`` GB: error correction hides a sixteenth of an L4's from the driver."""
+    return abs(_gib(card) - size) < 0.07 * size
 
 
 def _key(name: str) -> str:
-    """Letters and digits that tell cards apart."""
-    plain = re.sub(r"nvidia|geforce|gpu|rtx|sxm\d?|\d+ ?gb|hbm\d\w*|[^a-z0-9]", "", name.lower())
+    """Letters and digits that tell models apart; a size does not."""
+    plain = re.sub(rf"nvidia|geforce|gpu|rtx|sxm\d?|{_SIZE.pattern}|hbm\d\w*|[^a-z0-9]", "", name.lower())
     return plain.removesuffix("mobile") + "laptop" if plain.endswith("mobile") else plain

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from app.errors import MachineError
+from app.errors import ConfigError, MachineError
 from app.families import Family, get_family
 from app.hub import is_local
 from app.plan.gpu import Gpu
 from app.plan.memory import MemoryPlan, plan_memory, trained_parameters
-from app.plan.options import FitOptions
+from app.plan.options import FitOptions, epochs_of
 from app.plan.rows import Rows, count_rows
 from app.plan.shapes import ModelShape, read_shape
 from app.plan.speed import Work, launch_seconds, step_seconds, step_work
@@ -100,13 +100,12 @@ def estimate(options: FitOptions, gpu: Gpu) -> Estimate:
     batches, length = _micro_batches(options, rows)
     steps = speed = seconds = None
     if batches is not None:
-        epochs = _epochs(options.trainer)
-        steps = epochs * math.ceil(batches / options.trainer["accumulate_grad_batches"])
+        steps, batches = _until_the_end(options.trainer, batches)
     if memory is not None and gpu.card is not None:
         each = micro_batch_seconds(shape, options, gpu, memory, length)
         speed = data["batch_size"] * length / each
         if batches is not None:
-            seconds = _epochs(options.trainer) * batches * each
+            seconds = batches * each
     return Estimate(
         options=options,
         shape=shape,
@@ -173,13 +172,30 @@ def _micro_batches(options: FitOptions, rows: Rows | None) -> tuple[int | None, 
         count, length = math.ceil(rows.tokens / PACKED / data["max_length"]), data["max_length"]
     batches = math.ceil(count / data["batch_size"])
     limit = options.trainer.get("limit_train_batches")
-    if isinstance(limit, int):
-        batches = min(batches, limit)
+    if limit is not None:
+        # As Lightning takes it: a whole number is a count, any other one a share.
+        every, batches = batches, min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if not batches:
+            raise ConfigError(
+                f"trainer.limit_train_batches {limit} leaves none of {every:,} micro-batches to train on",
+                remedy="raise it",
+            )
     return batches, length
 
 
-def _epochs(trainer: Mapping[str, Any]) -> int:
-    return max(1, trainer["max_epochs"] or 1)
+def _until_the_end(trainer: Mapping[str, Any], batches: int) -> tuple[int, int]:
+    """Optimizer steps and micro-batches of all epochs, or until ``max_steps``; an epoch's last step may be a short one.
+
+    Args:
+        trainer: its options.
+        batches: of an epoch.
+    """
+    window = trainer["accumulate_grad_batches"]
+    each = math.ceil(batches / window)
+    epochs, most = epochs_of(trainer), trainer.get("max_steps", -1)
+    steps = most if epochs == -1 else epochs * each if most == -1 else min(most, epochs * each)
+    whole, rest = divmod(steps, each)
+    return steps, whole * batches + rest * window
 
 
 def disk_needs(

@@ -49,8 +49,9 @@ class Gpu:
 
     @property
     def card(self) -> Card | None:
-        """Its entry in the table of known cards."""
-        return next((card for card in CARDS if card.name == self.name), None)
+        """Its entry in the table of known cards; of those with its name, the one of its size."""
+        named = [card for card in CARDS if card.name == self.name]
+        return min(named, key=lambda card: abs(card.memory - self.total), default=None)
 
 
 def imagined(card: Card) -> Gpu:

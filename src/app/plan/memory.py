@@ -1,12 +1,13 @@
 """What training holds on the card at its most, part by part; the parts that meet at that moment add up to the peak."""
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.errors import MachineError
 from app.families import Family
+from app.model.lora import resolve_targets
 from app.plan.cards import find_card
 from app.plan.gpu import Gpu
 from app.plan.options import FitOptions
@@ -252,9 +253,14 @@ def nf4_bytes(linear: Linear, double_quant: bool) -> int:
     return linear.weights // 2 + blocks + FLOAT32 * (-(-blocks // SCALE_BLOCK) + SCALE_BLOCK + 1 + 16)
 
 
-def adapted_layers(shape: ModelShape, family: Family, targets: Collection[str]) -> list[Linear]:
-    """The linear layers of a block that get an adapter."""
-    names = family.lora_targets if list(targets) == ["all"] else targets
+def adapted_layers(shape: ModelShape, family: Family, targets: Sequence[str]) -> list[Linear]:
+    """The linear layers of a block that get an adapter.
+
+    Raises:
+        ConfigError: a target is no layer of the model.
+    """
+    # The head's adapter is not counted.
+    names = resolve_targets({*(linear.name for linear in shape.linears), "lm_head"}, family, targets)
     return [linear for linear in shape.linears if linear.name in names]
 
 

@@ -1,23 +1,16 @@
-"""What `fit` would do, from its configuration files, without importing what `fit` imports.
+"""What `fit` would do, from its configuration files, without importing what `fit` imports."""
 
-Lightning alone costs 4 CPU-seconds; so defaults are read off the source text of the signatures that hold them.
-"""
-
-import ast
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from app.errors import ConfigError, several
-
-REQUIRED = object()
-"""Stands for the default of an option that has none."""
+from app.errors import ConfigError, range_faults, several
+from app.plan.signatures import REQUIRED, SIGNATURES, TRAINER, kinds, ranges, signature, trainer_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +30,11 @@ class FitOptions:
 
 
 def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOptions:
-    """Configuration files merged in order, then single options (``{"model.rank": 8}``), over the defaults.
+    """Configuration files merged in order, then single options (``{"model.rank": 8}``, or as texts), over the defaults.
 
     Raises:
-        ConfigError: a file cannot be read, or options are unknown, missing or of the wrong kind (all are named).
+        ConfigError: a file cannot be read, or options are unknown, missing, of the wrong kind or out of range (all
+            such are named).
     """
     given: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {}
@@ -57,14 +51,13 @@ def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOption
         else:
             top[option] = value
     sections = {section: dict(signature(*where)) for section, where in SIGNATURES.items()}
+    sections["trainer"] = dict(trainer_defaults())
     faults: list[str] = []
-    for section, defaults in sections.items():
+    for section, values in sections.items():
+        known = kinds(*SIGNATURES.get(section, TRAINER))
         for name, written in given.get(section, {}).items():
-            value = _number(written) if isinstance(defaults.get(name), float) else written
-            fault = _fault(section, name, value, defaults)
-            if fault:
-                faults.append(fault)
-            defaults[name] = value
+            values[name], fault = _as_fit_takes_it(f"{section}.{name}", written, known)
+            faults += fault
     # fit takes these from the model's section.
     for name in ("base", "family", "revision"):
         sections["data"].pop(name)
@@ -74,55 +67,24 @@ def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOption
         for name, value in values.items()
         if value is REQUIRED
     ]
+    # A range can be told of what is a number only.
+    if not faults:
+        for section, where in SIGNATURES.items():
+            faults += range_faults(section, ranges(*where, sections[section]))
+        faults += _trainer_faults(sections["trainer"])
     if faults:
         raise ConfigError(
             several("the configuration cannot be used", faults), remedy="correct them in the YAML or the command line"
         )
-    trainer = {**trainer_defaults(), **given.get("trainer", {})}
-    return FitOptions(**sections, trainer=trainer, run=str(top.get("run", "runs/run")))
+    return FitOptions(**sections, run=str(top.get("run", "runs/run")))
 
 
-SIGNATURES = {
-    "model": ("app.model.module", "QLoRAModule"),
-    "data": ("app.data.module", "SFTDataModule"),
-    "checkpoints": ("app.callbacks.checkpoints", "Checkpoints"),
-}
-"""Section of the YAML -> module and class whose ``__init__`` takes it."""
-
-
-@cache
-def signature(module: str, name: str) -> Mapping[str, Any]:
-    """Parameters of a class's ``__init__`` with their defaults, read off the source."""
-    for node in ast.walk(source_of(module)):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            (init,) = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
-            names = [argument.arg for argument in init.args.args[1:]]
-            values = [ast.literal_eval(default) for default in init.args.defaults]
-            return dict(zip(names, [*[REQUIRED] * (len(names) - len(values)), *values], strict=True))
-    raise AssertionError(f"{module} has no class {name}")
-
-
-@cache
-def trainer_defaults() -> Mapping[str, Any]:
-    """`fit`'s own defaults of the trainer."""
-    for node in source_of("app.cli").body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEFAULTS":
-            value: Mapping[str, Any] = ast.literal_eval(node.value)
-            return value
-    raise AssertionError("app.cli has no DEFAULTS")
-
-
-def documentation(module: str, name: str) -> str:
-    """A class's docstring, read off the source."""
-    (node,) = (part for part in source_of(module).body if isinstance(part, ast.ClassDef) and part.name == name)
-    return ast.get_docstring(node) or ""
-
-
-@cache
-def source_of(module: str) -> ast.Module:
-    spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
-    return ast.parse(Path(spec.origin).read_text("utf-8"))
+def epochs_of(trainer: Mapping[str, Any]) -> int:
+    """How many there are at most, as Lightning takes the options; -1: as many as ``max_steps`` needs."""
+    epochs: int | None = trainer["max_epochs"]
+    if epochs is None:
+        return 1000 if trainer.get("max_steps", -1) == -1 else -1
+    return epochs
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -141,23 +103,50 @@ def _read(file: Path) -> dict[str, Any]:
     return value
 
 
-def _number(value: Any) -> Any:
-    """YAML takes ``2e-4`` for a text; `fit` takes it for a number, and so does this."""
+def _as_fit_takes_it(option: str, written: Any, known: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """An option's value, and what is wrong with it: by fit's own parser, which takes the text ``2e-4`` for a number."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    section, name = option.split(".", 1)
+    if name.split(".")[0] not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        return written, [f"there is no {option}" + (f"; did you mean {section}.{close[0]}?" if close else "")]
+    kind = known.get(name, Any)  # such as trainer.strategy.init_args
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        # For the parser None is an option that is not given.
+        if written is not None or kind is Any or type(None) in get_args(kind):
+            return parser.parse_object({"value": written}).value, []
+    except ArgumentError:
+        pass
+    return written, [f"{option} is {written!r}, not {_in_words(kind)}"]
 
 
-def _fault(section: str, name: str, value: Any, defaults: Mapping[str, Any]) -> str | None:
-    """What is wrong with an option, if anything."""
-    if name not in defaults:
-        close = difflib.get_close_matches(name, defaults, n=1)
-        return f"there is no {section}.{name}" + (f"; did you mean {section}.{close[0]}?" if close else "")
-    default = defaults[name]
-    wanted = int | float if isinstance(default, float) else type(default)
-    if default is not REQUIRED and default is not None and not isinstance(value, list | tuple):
-        wrong = not isinstance(value, wanted) or (isinstance(value, bool) != isinstance(default, bool))
-        if wrong:
-            return f"{section}.{name} is {value!r}, not {type(default).__name__}"
-    return None
+def _in_words(kind: Any) -> str:
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_in_words, parts))
+    if parts:
+        return f"a {kind.__name__.lower()} of {parts[-1].__name__}"
+    return "null" if kind is type(None) else str(kind.__name__)
+
+
+def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
+    """Numbers that Lightning refuses, or does not end with."""
+    most = 10**9
+    limit = trainer.get("limit_train_batches")
+    faults = range_faults(
+        "trainer",
+        {
+            "max_epochs": (epochs_of(trainer), -1, most),
+            "max_steps": (trainer.get("max_steps", -1), -1, most),
+            "accumulate_grad_batches": (trainer["accumulate_grad_batches"], 1, most),
+            "limit_train_batches": (1 if limit is None else limit, 0, 1 if isinstance(limit, float) else most),
+        },
+    )
+    if epochs_of(trainer) == trainer.get("max_steps", -1) == -1:
+        faults.append("trainer.max_epochs is -1 and trainer.max_steps is not set: training would never end")
+    return faults

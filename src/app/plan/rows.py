@@ -1,12 +1,11 @@
 """How much there is to train on: rows and tokens of a prepared folder, all of a small one or an even sample."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from app.data.lengths import count_tokens, estimate_tokens
-from app.data.records import Conversation, parse_record
+from app.data.records import Conversation, read_prepared
 from app.families import Family
 from app.hub import is_local
 
@@ -38,6 +37,9 @@ def count_rows(
 
     Tokens are counted with the base's own tokenizer where it lies on this disk, and estimated from characters where
     it does not: nothing is downloaded.
+
+    Raises:
+        DataError: rows that were counted are not prepared records (all of them are named).
     """
     file = Path(path).expanduser() / "train.jsonl"
     if not file.is_file():
@@ -60,7 +62,7 @@ def count_rows(
             return count_tokens(row.messages, loaded, family.chat)
 
     step = max(1, -(-rows // SAMPLE))
-    lengths = [count(row) for row in _every(file, step)]
+    lengths = [count(row) for row in read_prepared(file, every=step)]
     kept = [min(length, max_length) for length in lengths if length <= max_length or truncate]
     if step > 1:
         how += f" in {len(lengths):,} rows of {rows:,}"
@@ -71,14 +73,6 @@ def count_rows(
         left_out=round((len(lengths) - len(kept)) * share),
         how=how,
     )
-
-
-def _every(file: Path, step: int) -> Iterator[Conversation]:
-    import json
-
-    with file.open(encoding="utf-8") as lines:
-        for line in islice((line for line in lines if line.strip()), 0, None, step):
-            yield parse_record(json.loads(line))
 
 
 def _tokenizer_file(base: str, revision: str | None) -> Path | None:

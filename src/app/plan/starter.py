@@ -4,8 +4,6 @@ import ast
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,19 +13,21 @@ from app.families import Family
 from app.plan.estimate import Estimate, estimate
 from app.plan.gpu import Gpu
 from app.plan.memory import plan_memory
-from app.plan.options import (
+from app.plan.options import read_options
+from app.plan.shapes import read_shape
+from app.plan.signatures import (
     REQUIRED,
     SIGNATURES,
+    TRAINER,
     documentation,
-    read_options,
+    init_of,
     signature,
     source_of,
     trainer_defaults,
 )
-from app.plan.shapes import read_shape
 
 LENGTHS = (2048, 1536, 1024, 768, 512, 256)
-TRAINER = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")
+TRAINING = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val")
 TOP = ("run", "wandb", "validate_every")
 LINKED = {"data": ("base", "family", "revision", "seed")}
 """Options that fit fills in from other sections."""
@@ -111,7 +111,7 @@ def _text(chosen: Mapping[str, Any], found: Estimate, family: Family) -> str:
         default, text = arguments[name]
         lines += _option(name, chosen.get(name, default), text, indent=0)
     sections: dict[str, Mapping[str, Any]] = {section: signature(*where) for section, where in SIGNATURES.items()}
-    sections["trainer"] = {name: trainer_defaults()[name] for name in TRAINER}
+    sections["trainer"] = {name: trainer_defaults()[name] for name in TRAINING}
     for section, options in sections.items():
         lines += ["", f"{section}:"]
         texts = trainer_texts() if section == "trainer" else argument_texts(documentation(*SIGNATURES[section]))
@@ -140,15 +140,8 @@ def argument_texts(docstring: str) -> dict[str, str]:
 
 def trainer_texts() -> dict[str, str]:
     """Lightning's own words for the trainer's options, the first sentence of each; its source is read, not imported."""
-    spec = find_spec("lightning")
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ClassDef) and node.name == "Trainer":
-            (init,) = (part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
-            texts = argument_texts(ast.get_docstring(init) or "")
-            return {name: text.split(". ")[0] for name, text in texts.items()}
-    raise AssertionError("lightning has no Trainer")
+    texts = argument_texts(ast.get_docstring(init_of(*TRAINER)) or "")
+    return {name: text.split(". ")[0] for name, text in texts.items()}
 
 
 def _fit_arguments() -> dict[str, tuple[Any, str]]:
