@@ -18,7 +18,7 @@ QUICK = ("--answers", "2", "--max_tokens", "4", "--prompts", "none", "--device",
 @pytest.fixture(scope="module")
 def run(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("evaluate")
-    data = write_csv(folder / "questions.csv")
+    data = write_csv(folder / "questions.csv", questions=160, group=2)
     directory = RunDirectory(folder / "run")
     fit(*arguments(tiny("smollm2"), data, directory.path, model__family="smollm2", model__lr=5e-3, validate_every=20))
     return directory

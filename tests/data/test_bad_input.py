@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.data.prepare import prepare
@@ -64,6 +64,7 @@ lines = st.one_of(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bad=st.lists(lines, max_size=8), header=st.sampled_from([b"question,answer", b"prompt;response", b"x"]))
+@example(bad=[b"'", b"',"], header=b"question,answer")
 def test_rows_in_are_rows_out_and_rows_rejected(tmp_path: Path, bad: list[bytes], header: bytes) -> None:
     path, output = tmp_path / "rows.csv", tmp_path / "out"
     good = numbered(3)

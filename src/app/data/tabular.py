@@ -194,6 +194,10 @@ def _score(
     header = tuple(rows[0])
     usual = len(header)
     regular = sum(len(row) == usual for row in rows) / (len(rows) + broken)
+    # Cells that stand in the other quotes: of a few stray apostrophes it would make one regular cell of many lines.
+    other = "'" if dialect.quote == '"' else '"'
+    cells = [cell.strip() for row in rows for cell in row]
+    regular -= sum(len(cell) > 1 and cell[0] == cell[-1] == other for cell in cells) / len(cells)
     named = [name for name in header if name]
     known = find_shape(header, columns=columns, wanted=wanted) is not None and len(set(named)) == len(named)
     # Rounded, so that of dialects equally regular the first tried (comma, double quote, no escapes) wins.
