@@ -24,7 +24,6 @@ from app.callbacks.checkpoints import Checkpoints
 from app.callbacks.curves import Curves
 from app.callbacks.divergence import Divergence, RolledBack
 from app.callbacks.early_stopping import EarlyStopping
-from app.callbacks.final_validation import FinalValidation
 from app.callbacks.first_batch import FirstBatchCheck
 from app.callbacks.memory import MemoryMonitor
 from app.callbacks.preflight import Preflight
@@ -35,9 +34,10 @@ from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
+from app.callbacks.validations import Validations
 from app.commands.options import BriefErrors, add_quiet
 from app.data.module import SFTDataModule
-from app.errors import AppError, RunError, first_line
+from app.errors import AppError, RunError, first_line, require_ranges
 from app.model.ladder import is_out_of_memory
 from app.model.load import pick_device
 from app.model.module import QLoRAModule
@@ -127,6 +127,11 @@ class AppCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
+        counts = {
+            "validate_every": config.validate_every,
+            "trainer.accumulate_grad_batches": config.trainer.accumulate_grad_batches,
+        }
+        require_ranges("", {name: (count, 1, 10**9) for name, count in counts.items()})
         self._held.enter_context(quieted(config.quiet))
         if config.trainer.accelerator in ("gpu", "cuda"):
             pick_device("cuda", where="--trainer.accelerator")
@@ -143,8 +148,7 @@ class AppCLI(LightningCLI):
         if not config.preflight:
             defaults = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [each for each in defaults if not isinstance(each, Preflight)]
-        # `validate_every` counts optimizer steps; Lightning counts micro-batches.
-        kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
+        kwargs["val_check_interval"] = config.validate_every  # of optimizer steps, by Validations
         kwargs["check_val_every_n_epoch"] = None
         kwargs["default_root_dir"] = str(run.path)
         kwargs["enable_model_summary"] = False
@@ -215,7 +219,7 @@ def default_callbacks(argv: Sequence[str]) -> list[Callback]:
         Throughput(),
         MemoryMonitor(),
         LearningRateMonitor(logging_interval="step"),
-        FinalValidation(),
+        Validations(),
         RandomState(),
         Ranks(how_to_go_on(argv)),
         TrainingProgress(),

@@ -217,7 +217,7 @@ def failure_of(write: Callable[[], object], device: torch.device, *, again: bool
 
 
 def _is_validated_next(trainer: Trainer) -> bool:
-    """Whether Lightning will run a validation before it goes on (as its loop decides it, lightning 2.6.6)."""
+    """Whether a validation will be run before training goes on (as `Validations` has Lightning's loop decide it)."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(fetcher)
