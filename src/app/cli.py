@@ -163,13 +163,14 @@ class AppCLI(LightningCLI):
         return trainer
 
     def _where_to_begin(self, run: RunDirectory) -> Path | None:
-        """The checkpoint to go on from; None to begin anew."""
+        """The checkpoint to go on from, which may be another run's; None to begin anew."""
         config = self.config["fit"]
         started = any(run.checkpoints.glob(STEP_FILES))
         if self._goes_on or (config.resume == "auto" and config.ckpt_path is None):
             return find_checkpoint(run, "last") if started else None
-        if config.ckpt_path is not None:
-            return find_checkpoint(run, config.ckpt_path)
+        chosen = None if config.ckpt_path is None else find_checkpoint(run, config.ckpt_path)
+        if chosen is not None and chosen.resolve().parent == run.checkpoints.resolve():
+            return chosen
         if started and not config.overwrite:
             raise RunError(
                 f"{run.path} holds the checkpoints of another run",
@@ -179,7 +180,7 @@ class AppCLI(LightningCLI):
             )
         if process_rank() == 0:
             clear(run)
-        return None
+        return chosen
 
     def before_fit(self) -> None:
         """What kept the run alive so far stays in force."""
