@@ -14,6 +14,9 @@ class Validations(Callback):
 
     Without the last one the steps after the last full interval are never judged, and can never be the best. Lightning
     validates at once when a stop is asked for, so one is asked for at the step that would have been the last anyway.
+
+    A resume is told of the validation that its checkpoint was saved after, which Lightning then skips, also where it
+    would not be due any more: with more epochs than the run had, Lightning would go on within the one that has ended.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -21,6 +24,8 @@ class Validations(Callback):
         epoch_loop: Any = loop.epoch_loop
 
         def is_due(_: object) -> bool:
+            if epoch_loop.restarting and epoch_loop.restarted_on_last and loop.restarted_mid_epoch:
+                return True
             stops = trainer.should_stop and loop._can_stop_early
             at_step = not loop._should_accumulate() and trainer.global_step % every == 0
             return bool(epoch_loop._should_check_val_epoch() and (stops or at_step))
