@@ -24,7 +24,6 @@ from app.callbacks.checkpoints import Checkpoints
 from app.callbacks.curves import Curves
 from app.callbacks.divergence import Divergence, RolledBack
 from app.callbacks.early_stopping import EarlyStopping
-from app.callbacks.final_validation import FinalValidation
 from app.callbacks.first_batch import FirstBatchCheck
 from app.callbacks.memory import MemoryMonitor
 from app.callbacks.preflight import Preflight
@@ -35,6 +34,7 @@ from app.callbacks.record import RunRecorder
 from app.callbacks.run_page import RunPage
 from app.callbacks.stop_signals import NAMES, Stopped, stopping_at_once
 from app.callbacks.throughput import Throughput
+from app.callbacks.validations import Validations
 from app.commands.fit_options import require_sound
 from app.commands.options import BriefErrors, add_quiet
 from app.data.module import SFTDataModule
@@ -148,8 +148,7 @@ class AppCLI(LightningCLI):
         if not config.preflight:
             defaults = self.trainer_defaults["callbacks"]
             self.trainer_defaults["callbacks"] = [each for each in defaults if not isinstance(each, Preflight)]
-        # `validate_every` counts optimizer steps; Lightning counts micro-batches.
-        kwargs["val_check_interval"] = config.validate_every * config.trainer.accumulate_grad_batches
+        kwargs["val_check_interval"] = config.validate_every  # of optimizer steps, by Validations
         kwargs["check_val_every_n_epoch"] = None
         kwargs["default_root_dir"] = str(run.path)
         kwargs["enable_model_summary"] = False
@@ -164,13 +163,14 @@ class AppCLI(LightningCLI):
         return trainer
 
     def _where_to_begin(self, run: RunDirectory) -> Path | None:
-        """The checkpoint to go on from; None to begin anew."""
+        """The checkpoint to go on from, which may be another run's; None to begin anew."""
         config = self.config["fit"]
         started = any(run.checkpoints.glob(STEP_FILES))
         if self._goes_on or (config.resume == "auto" and config.ckpt_path is None):
             return find_checkpoint(run, "last") if started else None
-        if config.ckpt_path is not None:
-            return find_checkpoint(run, config.ckpt_path)
+        chosen = None if config.ckpt_path is None else find_checkpoint(run, config.ckpt_path)
+        if chosen is not None and chosen.resolve().parent == run.checkpoints.resolve():
+            return chosen
         if started and not config.overwrite:
             raise RunError(
                 f"{run.path} holds the checkpoints of another run",
@@ -180,7 +180,7 @@ class AppCLI(LightningCLI):
             )
         if process_rank() == 0:
             clear(run)
-        return None
+        return chosen
 
     def before_fit(self) -> None:
         """What kept the run alive so far stays in force."""
@@ -220,7 +220,7 @@ def default_callbacks(argv: Sequence[str]) -> list[Callback]:
         Throughput(),
         MemoryMonitor(),
         LearningRateMonitor(logging_interval="step"),
-        FinalValidation(),
+        Validations(),
         RandomState(),
         Ranks(how_to_go_on(argv)),
         TrainingProgress(),

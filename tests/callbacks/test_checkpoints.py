@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from safetensors.torch import load_file
 
 from app.__main__ import main
 from app.artifact import RunDirectory
@@ -20,6 +22,7 @@ from app.callbacks.checkpoint_files import (
     Seal,
     by_value,
     clear,
+    drop,
     fault_of,
     find_checkpoint,
     newest_whole,
@@ -163,6 +166,56 @@ def test_peak_memory_is_that_of_all_parts(undisturbed: Undisturbed, run: RunDire
     run.manifest_path.unlink()
     fit(*undisturbed.options(run), "--resume", "auto")
     assert run.read_manifest().result["peak_memory"] == peak
+
+
+def test_going_on_from_an_older_one_leaves_the_way_of_the_later_ones(
+    undisturbed: Undisturbed, run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were taken for the newest: what was saved now was deleted at once, and the next resume went their way."""
+    options = undisturbed.options(run, checkpoints__keep=2, trainer__max_epochs=1)
+    fit(*options)
+    last = find_checkpoint(run, "last")
+    for step in (90, 91):
+        shutil.copy(last, last.with_name(f"step-{step:06d}.ckpt"))
+    copy = last.with_name("step-000002-copy.ckpt")
+    shutil.copy(last, copy)
+    fault = with_callback(tmp_path, "SendSignal", step=5, number=int(signal.SIGTERM))
+    longer = [*undisturbed.options(run, checkpoints__keep=2), "--ckpt_path", str(last)]
+    assert main(["fit", *fault, *longer]) == 143
+    assert "after step 6, which is saved" in capsys.readouterr().err
+    assert find_checkpoint(run, "last").name == "step-000006.ckpt"
+
+
+def test_best_that_was_deleted_for_one_that_is_left_is_none(
+    undisturbed: Undisturbed, run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`adapter/` holds that of a later step, which the run no longer has."""
+    shutil.copytree(undisturbed.run.path, run.path)
+    before, last = sorted(run.checkpoints.glob("*.ckpt"))[-2:]
+    drop(set(run.checkpoints.glob("*.ckpt")) - {before, last})
+    shutil.rmtree(run.adapter)
+    run.adapter.mkdir()
+    fit(*undisturbed.options(run), "--ckpt_path", str(before))
+    assert f"is not in {run.path}: the best from step 7 on is kept" in caplog.text
+    assert undisturbed.is_equal(run)
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_end_of_another_run_becomes_this_ones(
+    undisturbed: Undisturbed, run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is left to train: its adapter was neither written nor missed."""
+    last = find_checkpoint(undisturbed.run, "last")
+    options = [*undisturbed.options(run), "--ckpt_path", str(last)]
+    fit(*options)
+    mine, its = (load_file(each.adapter_last / "adapter_model.safetensors") for each in (run, undisturbed.run))
+    assert all(torch.equal(mine[name], value) for name, value in its.items())
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+    assert find_checkpoint(run, "last").name == last.name
+
+    assert main(["fit", *options]) == 2  # there is a run now, which is not the one that is to be gone on with
+    assert "holds the checkpoints of another run" in capsys.readouterr().err
+    fit(*options, "--overwrite", "true")
 
 
 def test_another_order_of_rows_is_refused(

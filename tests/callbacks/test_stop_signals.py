@@ -47,11 +47,22 @@ def test_signal_finishes_the_step_and_the_command_it_names_goes_on(
         assert curve(run, name) == curve(undisturbed.run, name)
 
 
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_sanity_check_end"])
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "ctrl-C"), (signal.SIGTERM, "SIGTERM")])
 def test_signal_before_training_begins_ends_at_once(
-    undisturbed: Undisturbed, run: RunDirectory, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    undisturbed: Undisturbed,
+    run: RunDirectory,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    name: str,
+    hook: str,
 ) -> None:
-    assert main(["fit", *with_callback(tmp_path, "SignalAtStart"), *undisturbed.options(run)]) == 130
-    assert "stopped by ctrl-C before there was anything to save" in capfd.readouterr().err
+    before = signal.getsignal(number)
+    fault = with_callback(tmp_path, "SignalAtStart", number=int(number), hook=hook)
+    assert main(["fit", *fault, *undisturbed.options(run)]) == 128 + number
+    assert signal.getsignal(number) == before
+    assert f"stopped by {name} before there was anything to save" in capfd.readouterr().err
     assert not list(run.checkpoints.glob("*.ckpt"))
 
 

@@ -162,10 +162,10 @@ class FillDisk(Callback):
 
 
 class SignalAtStart(Callback):
-    """Ctrl-C while the model is being set up."""
+    """Sends this process a signal before training: while the model is set up, or in the hook of another name."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+    def __init__(self, number: int = signal.SIGINT, hook: str = "on_fit_start") -> None:
+        setattr(self, hook, lambda *_: os.kill(os.getpid(), number))
 
 
 class SignalTwice(Callback):

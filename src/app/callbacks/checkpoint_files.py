@@ -40,6 +40,10 @@ class Seal:
     value: float | None
 
 
+def step_path(run: RunDirectory, step: int) -> Path:
+    return run.checkpoints / f"step-{step:06d}.ckpt"
+
+
 def seal_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
@@ -207,9 +211,12 @@ def drop(checkpoints: Iterable[Path]) -> None:
         seal_path(path).unlink(missing_ok=True)
 
 
-def drop_after(run: RunDirectory, step: int) -> None:
-    """Deletes the checkpoints of later steps: what they hold is not to be gone on from."""
-    drop([path for path in run.checkpoints.glob(STEP_FILES) if int(path.stem.removeprefix("step-")) > step])
+def drop_after(run: RunDirectory, step: int) -> list[Path]:
+    """Deletes the checkpoints of later steps, which are not to be gone on from; returns those it has found."""
+    numbers = {path: path.stem.removeprefix("step-") for path in run.checkpoints.glob(STEP_FILES)}
+    later = [path for path, number in numbers.items() if number.isdecimal() and int(number) > step]
+    drop(later)
+    return later
 
 
 def clear(run: RunDirectory) -> None:

@@ -13,7 +13,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.artifact import RunDirectory
-from app.callbacks.checkpoint_files import by_value, fault_of, prune, read_seal, save_adapter, save_checkpoint
+from app.callbacks.checkpoint_files import (
+    by_value,
+    drop_after,
+    fault_of,
+    prune,
+    read_seal,
+    save_adapter,
+    save_checkpoint,
+    step_path,
+)
 from app.callbacks.stop_signals import Stopped, StopSignals
 from app.errors import MachineError, first_line, require_ranges
 from app.model.ladder import is_out_of_memory
@@ -93,13 +102,31 @@ class Checkpoints(Checkpoint):
             # Lightning logs a step after this callback has saved it, too late if that was the last it did.
             for logger in trainer.loggers:
                 logger.log_metrics(self._metrics, step=trainer.global_step - 1)
-        self._saved_step = trainer.global_step
+        self._go_on(trainer)
         self._due_step = (trainer.global_step // self.every + 1) * self.every
         loop = trainer.fit_loop
         if loop.restarted_mid_epoch and loop.epoch_progress.current.completed == loop.epoch_progress.current.ready:
             # The checkpoint ended its epoch. Lightning (2.6.6) has completed it, but would count the next one as its
             # rest, and a resume from a checkpoint of that one would add up micro-batches in other windows.
             loop.reset_restart_stage()
+
+    def _go_on(self, trainer: Trainer) -> None:
+        """Leaves in the run what led to this step alone, and says so where its best is not among that.
+
+        Checkpoints of later steps, on a way that is now left, would be taken for the newest ever after.
+        """
+        run, step = RunDirectory(trainer.default_root_dir), trainer.global_step
+        saved = lost = False
+        if trainer.is_global_zero:
+            later = drop_after(run, step)
+            saved = step_path(run, step).is_file()
+            lost = self.best is not None and not step_path(run, self.best_step).is_file()
+            lost &= bool(later) or not run.adapter.is_dir()  # else the best is in adapter/, and stays there
+        saved, lost = trainer.strategy.broadcast((saved, lost))
+        self._saved_step = step if saved else 0
+        if lost:
+            log.warning(f"the best of step {self.best_step} is not in {run.path}: the best from step {step} on is kept")
+            self.best, self.best_step = None, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,7 +198,7 @@ class Checkpoints(Checkpoint):
         self._metrics = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith(shown)}
         for logger in trainer.loggers:
             logger.save()  # what TensorBoard holds back, up to two minutes of it
-        path = run.checkpoints / f"step-{trainer.global_step:06d}.ckpt"
+        path = step_path(run, trainer.global_step)
         self._bytes = save_checkpoint(trainer, path, value) or self._bytes
 
     def _write_adapter(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
@@ -181,7 +208,7 @@ class Checkpoints(Checkpoint):
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = RunDirectory(trainer.default_root_dir)
-        path = run.checkpoints / f"step-{self.best_step:06d}.ckpt"
+        path = step_path(run, self.best_step)
         fault = trainer.strategy.broadcast(fault_of(path) if path.is_file() else "it is gone")
         if fault is not None:
             log.warning(
@@ -216,7 +243,7 @@ def failure_of(write: Callable[[], object], device: torch.device, *, again: bool
 
 
 def _is_validated_next(trainer: Trainer) -> bool:
-    """Whether Lightning will run a validation before it goes on (as its loop decides it, lightning 2.6.6)."""
+    """Whether a validation will be run before training goes on (as `Validations` has Lightning's loop decide it)."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return sum(trainer.num_val_batches) > 0 and loop._should_check_val_fx(fetcher)

@@ -25,19 +25,21 @@ class Stopped(SystemExit):
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Until training begins, ctrl-C ends the command in one line; afterwards what was there before is back.
+    """Until training begins, ctrl-C and SIGTERM end the command in one line; then what was there before is back.
 
-    Lightning answers a KeyboardInterrupt with exit status 1 and no word (2.6.6).
+    Lightning answers a KeyboardInterrupt with exit status 1 and no word, and a SIGTERM, once it has finished what it is
+    at, with status 0 and no word (2.6.6). Its handler calls the one that it finds.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number), None)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in NAMES}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.errors import ConfigError, several
+from app.errors import ConfigError, require_ranges, several
 
 METRICS = ("val/loss", "val/perplexity", "train/loss")
 """What can be monitored: it is there at every validation, and less of it is better."""
@@ -15,6 +15,11 @@ def require_sound(config: Any) -> None:
         ConfigError: a line per fault.
     """
     trainer, faults = config.trainer, []
+    counts = {
+        "validate_every": config.validate_every,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    require_ranges("", {name: (count, 1, 10**9) for name, count in counts.items()})
     if not trainer.callbacks:  # those of the user's own may log more
         monitors = {each: config[each].monitor for each in ("checkpoints", "early_stopping")}
         faults = [
