@@ -96,8 +96,8 @@ def _perplexity(row: BeforeAfter) -> list[Finding]:
             Finding(
                 level="warn",
                 text="Held-out answers are no likelier than before",
-                remedy="train longer or with a higher model.lr, or hold more rows out, a dozen groups or more, so that a "
-                "small gain shows",
+                remedy="train longer or with a higher model.lr, or hold more rows out (a dozen groups or more) so that "
+                "a small gain shows",
             )
         ]
     return []
