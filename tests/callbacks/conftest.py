@@ -1,5 +1,6 @@
 """One undisturbed run for all tests of this folder: what survives a fault must equal it."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,3 +71,10 @@ def undisturbed(tiny: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture
+def copied(undisturbed: Undisturbed, run: RunDirectory) -> RunDirectory:
+    """The undisturbed run's checkpoints: its two newest and its best."""
+    shutil.copytree(undisturbed.run.checkpoints, run.checkpoints)
+    return run
