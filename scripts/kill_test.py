@@ -170,7 +170,8 @@ def key(entry: dict[str, Any]) -> tuple[str, int]:
 def last_checkpoint(run: Path) -> dict[str, Any]:
     """The parts of a run's last checkpoint in which two equal runs are equal."""
     checkpoint = torch.load(max((run / "checkpoints").glob("step-*.ckpt")), weights_only=True)
-    checkpoint["callbacks"].pop("Throughput")  # wall time
+    for measured in ("Throughput", "MemoryMonitor"):  # wall time and peaks: no two runs have the same
+        checkpoint["callbacks"].pop(measured)
     names = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "SFTDataModule", "global_step")
     return {name: checkpoint[name] for name in names}
 
