@@ -3,6 +3,7 @@
 from typing import Any
 
 from app.errors import ConfigError, require_ranges, several
+from app.plan.options import endless_faults
 
 METRICS = ("val/loss", "val/perplexity", "train/loss")
 """What can be monitored: it is there at every validation, and less of it is better."""
@@ -29,8 +30,7 @@ def require_sound(config: Any) -> None:
         ]
     if trainer.fast_dev_run:
         faults.append("trainer.fast_dev_run would leave no run behind; to try one out take --trainer.max_steps 2")
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        faults.append("trainer.max_epochs is -1 and trainer.max_steps too: the schedule needs an end; set one of them")
+    faults += endless_faults(trainer)
     if faults:
         raise ConfigError(
             several("options that fit cannot work with", faults),

@@ -173,12 +173,13 @@ def _single(source: _Text, path: Path, facts: TextFacts) -> Iterator[tuple[int, 
     parsed = parse_row(source.text)
     if isinstance(parsed, dict):
         lists = {k: v for k, v in parsed.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)}
-        nested, *further = [*(name for name, value in lists.items() if not _is_messages(value)), None]
-        if nested is not None:
-            for number, value in enumerate(lists[nested], start=1):
+        names = [name for name, value in lists.items() if not _is_messages(value)]
+        if names:
+            rows = lists[names[0]]
+            for number, value in enumerate(rows, start=1):
                 yield number, value, facts.size
-            for name in further[:-1]:
-                yield len(lists[nested]) + 1, _unread(str(name), json.dumps(lists[str(name)])), facts.size
+            for name in names[1:]:
+                yield len(rows) + 1, _unread(name, json.dumps(lists[name])), facts.size
             return
     yield 1, source.damage or parsed, facts.size
 

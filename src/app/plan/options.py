@@ -79,7 +79,7 @@ def read_options(files: Sequence[Path], changes: Mapping[str, Any]) -> FitOption
     return FitOptions(**sections, run=str(top.get("run", "runs/run")))
 
 
-def epochs_of(trainer: Mapping[str, Any]) -> int:
+def epochs_of(trainer: Any) -> int:
     """How many there are at most, as Lightning takes the options; -1: as many as ``max_steps`` needs."""
     epochs: int | None = trainer["max_epochs"]
     if epochs is None:
@@ -147,6 +147,11 @@ def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
             "limit_train_batches": (1 if limit is None else limit, 0, 1 if isinstance(limit, float) else most),
         },
     )
-    if epochs_of(trainer) == trainer.get("max_steps", -1) == -1:
-        faults.append("trainer.max_epochs is -1 and trainer.max_steps is not set: training would never end")
-    return faults
+    return faults + endless_faults(trainer)
+
+
+def endless_faults(trainer: Any) -> list[str]:
+    """What is wrong with options of the trainer under which training has no end: the schedule needs one."""
+    if not epochs_of(trainer) == trainer.get("max_steps", -1) == -1:
+        return []
+    return ["trainer.max_epochs is -1 and trainer.max_steps too: training would never end; set one of them"]
